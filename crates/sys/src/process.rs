@@ -1,0 +1,320 @@
+//! Processes: clone3, pidfds, waiting, and the attributes that a process sets on itself.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use crate::check;
+
+/// Namespace flags of clone(2), unshare(2) and setns(2), as `clone_args.flags` takes them.
+pub mod flags {
+    pub const NEWTIME: u64 = 0x80;
+    pub const NEWNS: u64 = 0x2_0000;
+    pub const NEWCGROUP: u64 = 0x200_0000;
+    pub const NEWUTS: u64 = 0x400_0000;
+    pub const NEWIPC: u64 = 0x800_0000;
+    pub const NEWUSER: u64 = 0x1000_0000;
+    pub const NEWPID: u64 = 0x2000_0000;
+    pub const NEWNET: u64 = 0x4000_0000;
+    pub const INTO_CGROUP: u64 = 0x2_0000_0000;
+    /// The child's parent is the caller's parent.
+    pub const PARENT: u64 = 0x8000;
+}
+
+/// Which side of a clone the caller is on.
+#[derive(Debug)]
+pub enum Cloned {
+    Child,
+    /// The child's id in the caller's pid namespace, and a descriptor of the child itself.
+    Parent {
+        pid: i32,
+        pidfd: OwnedFd,
+    },
+}
+
+/// clone3(2) without shared memory: a fork into new namespaces and, with `cgroup`, straight into a v2 cgroup
+/// (`CLONE_INTO_CGROUP`, Linux 5.7).
+///
+/// The caller has one thread (checked by the programs that call it: they never start another), so the child
+/// may go on with ordinary code.
+pub fn clone3(clone_flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
+    let mut pidfd: libc::c_int = -1;
+    // SAFETY: all-zero is a valid clone_args (every field is an integer; 0 means "not given").
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = clone_flags | libc::CLONE_PIDFD as u64;
+    args.pidfd = &raw mut pidfd as u64;
+    // With CLONE_PARENT the exit signal is the caller's own and must not be given.
+    args.exit_signal = if clone_flags & flags::PARENT == 0 { libc::SIGCHLD as u64 } else { 0 };
+    if let Some(fd) = cgroup {
+        args.flags |= flags::INTO_CGROUP;
+        args.cgroup = fd.as_raw_fd() as u64;
+    }
+    // SAFETY: no stack and no shared memory are asked for, so this is a fork; `args` and `pidfd` outlive the call.
+    let pid =
+        check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) })?;
+    if pid == 0 {
+        return Ok(Cloned::Child);
+    }
+    // SAFETY: the kernel just stored a fresh descriptor there.
+    Ok(Cloned::Parent { pid: pid as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
+}
+
+/// pidfd_open(2).
+pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    let pid = rustix::process::Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?)
+}
+
+/// pidfd_send_signal(2); `signal` 0 only checks. Raw numbers reach real-time signals too.
+pub fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: integers and a null pointer: the kernel fills in the siginfo.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    })?;
+    Ok(())
+}
+
+/// pidfd_getfd(2): a duplicate of descriptor `fd` of the process.
+pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: i32) -> io::Result<OwnedFd> {
+    // SAFETY: integers only.
+    let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })?;
+    // SAFETY: the kernel just gave us this descriptor and nobody else holds it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// setns(2) with a pidfd: several namespaces of one process at once (Linux 5.8); or with a namespace file.
+pub fn setns(fd: BorrowedFd<'_>, flags: u64) -> io::Result<()> {
+    // SAFETY: integers only; the caller has one thread.
+    check(unsafe { libc::syscall(libc::SYS_setns, fd.as_raw_fd(), flags as libc::c_int) })?;
+    Ok(())
+}
+
+/// unshare(2).
+pub fn unshare(flags: u64) -> io::Result<()> {
+    // SAFETY: an integer only; the caller has one thread.
+    check(unsafe { libc::syscall(libc::SYS_unshare, flags) })?;
+    Ok(())
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    Code(i32),
+    Signal(i32),
+}
+
+impl Exit {
+    /// The shell's number: the code, or 128 + signal.
+    pub fn status(self) -> i32 {
+        match self {
+            Exit::Code(code) => code,
+            Exit::Signal(signal) => 128 + signal,
+        }
+    }
+}
+
+/// Wait for a child until it ends.
+pub fn wait(pid: i32) -> io::Result<Exit> {
+    loop {
+        if let Some(exit) = waitpid(pid, 0)? {
+            return Ok(exit);
+        }
+    }
+}
+
+/// Wait for a process that may not be our child (any more): then there is nothing to wait for.
+pub fn wait_if_child(pid: i32) {
+    if let Ok(Exit::Code(_) | Exit::Signal(_)) = wait(pid) {}
+}
+
+/// Whether a child has ended.
+pub fn try_wait(pid: i32) -> io::Result<Option<Exit>> {
+    waitpid(pid, libc::WNOHANG)
+}
+
+fn waitpid(pid: i32, options: i32) -> io::Result<Option<Exit>> {
+    loop {
+        let mut status = 0;
+        // SAFETY: `status` outlives the call.
+        let got = unsafe { libc::waitpid(pid, &raw mut status, options) };
+        match got {
+            0 => return Ok(None),
+            -1 => {
+                let error = io::Error::last_os_error();
+                if error.raw_os_error() != Some(libc::EINTR) {
+                    return Err(error);
+                }
+            }
+            _ if libc::WIFEXITED(status) => return Ok(Some(Exit::Code(libc::WEXITSTATUS(status)))),
+            _ if libc::WIFSIGNALED(status) => return Ok(Some(Exit::Signal(libc::WTERMSIG(status)))),
+            _ => {}
+        }
+    }
+}
+
+/// Wait until the process behind a pidfd has ended, whoever its parent is.
+pub fn wait_pidfd(pidfd: BorrowedFd<'_>) -> io::Result<()> {
+    use rustix::event::{PollFd, PollFlags, poll};
+    rustix::io::retry_on_intr(|| poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], None))?;
+    Ok(())
+}
+
+/// `prctl` with integer arguments.
+fn prctl(option: i32, arg: u64) -> io::Result<()> {
+    // SAFETY: the options used here take integers.
+    check(unsafe { libc::syscall(libc::SYS_prctl, option, arg, 0, 0, 0) })?;
+    Ok(())
+}
+
+/// Be killed when the parent ends (`PR_SET_PDEATHSIG`); 0 takes it back.
+pub fn set_parent_death_signal(signal: i32) -> io::Result<()> {
+    prctl(libc::PR_SET_PDEATHSIG, signal as u64)
+}
+
+/// `PR_SET_DUMPABLE` 0: others may not look into this process through /proc or ptrace.
+pub fn set_not_dumpable() -> io::Result<()> {
+    prctl(libc::PR_SET_DUMPABLE, 0)
+}
+
+/// `PR_SET_DUMPABLE` 1: /proc/self belongs to our own user again.
+pub fn set_dumpable() -> io::Result<()> {
+    prctl(libc::PR_SET_DUMPABLE, 1)
+}
+
+/// `PR_SET_CHILD_SUBREAPER`.
+pub fn set_subreaper() -> io::Result<()> {
+    prctl(libc::PR_SET_CHILD_SUBREAPER, 1)
+}
+
+/// Mark every descriptor from `first` on close-on-exec (close_range(2), Linux 5.11).
+pub fn close_on_exec_from(first: u32) -> io::Result<()> {
+    // SAFETY: integers only; no descriptor is closed now, so no owner loses one.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) })?;
+    Ok(())
+}
+
+/// setsid(2).
+pub fn setsid() -> io::Result<()> {
+    rustix::process::setsid()?;
+    Ok(())
+}
+
+/// Replace this process, found by path; returns only with an error.
+pub fn execve(path: &CStr, args: &[&CStr], env: &[&CStr]) -> io::Error {
+    let list = |strings: &[&CStr]| -> Vec<*const libc::c_char> {
+        strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (args, env) = (list(args), list(env));
+    // SAFETY: both arrays end with a null pointer and their strings outlive the call.
+    unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// End at once: no destructors, no flushing. For children of a clone that did not become another program.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: never returns.
+    unsafe { libc::_exit(code) }
+}
+
+/// Signals as every program expects them: none blocked, none ignored.
+pub fn reset_signals() -> io::Result<()> {
+    use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+    // Whoever started us may have ignored any of them, which execve(2) would pass on.
+    for number in Signal::iterator().filter(|s| !matches!(s, Signal::SIGKILL | Signal::SIGSTOP)) {
+        // SAFETY: the default disposition runs no code of ours.
+        unsafe { signal(number, SigHandler::SigDfl) }?;
+    }
+    SigSet::empty().thread_set_mask()?;
+    Ok(())
+}
+
+/// getpid(2), without the C library's memory of it.
+pub fn own_pid() -> i32 {
+    rustix::process::getpid().as_raw_nonzero().get()
+}
+
+/// geteuid(2).
+pub fn euid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+/// getegid(2).
+pub fn egid() -> u32 {
+    rustix::process::getegid().as_raw()
+}
+
+/// When the process started, in clock ticks after boot (field 22 of proc(5) stat), and whether it is a
+/// zombie. `None`: no such process. Together with the id it names one process for ever.
+pub fn start_time(pid: i32) -> io::Result<Option<(u64, bool)>> {
+    use rustix::fs::{Mode, OFlags};
+    use rustix::io::Errno;
+    let file = match rustix::fs::open(
+        format!("/proc/{pid}/stat"),
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    ) {
+        Ok(file) => file,
+        Err(Errno::NOENT | Errno::SRCH) => return Ok(None),
+        Err(e) => return Err(e.into()),
+    };
+    // The kernel writes it at once; the fields that we read come long before the end of this buffer.
+    let mut bytes = [0; 1024];
+    let bytes = match rustix::io::read(&file, &mut bytes) {
+        Ok(n) => &bytes[..n],
+        Err(Errno::SRCH) => return Ok(None),
+        Err(e) => return Err(e.into()),
+    };
+    let text = String::from_utf8_lossy(bytes);
+    // The command's name stands in parentheses and may hold anything, also parentheses.
+    let fields = text.rfind(')').and_then(|at| text.get(at + 2..)).unwrap_or_default();
+    let mut fields = fields.split(' ');
+    let state = fields.next().unwrap_or_default();
+    let ticks = fields.nth(18).and_then(|t| t.parse().ok());
+    let ticks = ticks.ok_or_else(|| io::Error::other(format!("unexpected content of /proc/{pid}/stat")))?;
+    Ok(Some((ticks, matches!(state, "Z" | "X" | "x"))))
+}
+
+/// Kill the command's process when the thread that spawned it ends.
+pub fn die_with_parent(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: prctl is async-signal-safe and touches nothing of ours.
+    unsafe { command.pre_exec(|| set_parent_death_signal(libc::SIGKILL)) };
+}
+
+/// sethostname(2).
+pub fn set_hostname(name: &str) -> io::Result<()> {
+    Ok(nix::unistd::sethostname(name)?)
+}
+
+/// setdomainname(2).
+pub fn set_domainname(name: &str) -> io::Result<()> {
+    // SAFETY: pointer and length of a live string.
+    check(unsafe { libc::syscall(libc::SYS_setdomainname, name.as_ptr(), name.len()) })?;
+    Ok(())
+}
+
+/// Wait for every child that has ended, but not for `pid`.
+pub fn reap_all_but(pid: i32) -> io::Result<()> {
+    loop {
+        // SAFETY: all-zero is a valid siginfo_t, and it outlives the call.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+        // SAFETY: as above.
+        if unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, options) } == -1 {
+            let error = io::Error::last_os_error();
+            return if error.raw_os_error() == Some(libc::ECHILD) { Ok(()) } else { Err(error) };
+        }
+        // SAFETY: the kernel filled in the fields of SIGCHLD (or left zeros: nobody has ended).
+        let ended = unsafe { info.si_pid() };
+        if ended == 0 || ended == pid {
+            return Ok(());
+        }
+        try_wait(ended)?;
+    }
+}

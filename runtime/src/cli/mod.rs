@@ -1,0 +1,239 @@
+//! The command line: runc's verbs and flags, one file a verb. A verb's arguments are built only when it is
+//! the one that was called, because building all of them takes longer than starting a container's clone.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use report::{Explain, Kind};
+
+pub mod checkpoint;
+pub mod create;
+pub mod delete;
+pub mod events;
+pub mod exec;
+pub mod explain;
+pub mod features;
+pub mod kill;
+pub mod list;
+pub mod pause;
+pub mod ps;
+pub mod restore;
+pub mod resume;
+pub mod run;
+pub mod spec;
+pub mod start;
+pub mod state;
+pub mod update;
+mod version;
+
+/// The program's name in messages.
+pub const PROGRAM: &str = "berth-runtime";
+
+const ABOUT: &str = "\
+Run containers from OCI bundles, as runc does.
+
+A bundle is a folder with a root file system and a config.json that says what runs in it and what it may do
+(the Open Container Initiative's runtime specification 1.3). Engines such as containerd, Docker and Podman write
+bundles and call this program; `spec` writes a config.json to start from, and `explain` says what one means here.";
+
+const EXAMPLE: &str = "\
+Example:
+  mkdir -p web/rootfs && tar -C web/rootfs -xf rootfs.tar
+  berth-runtime spec --bundle web
+  berth-runtime explain --bundle web
+  berth-runtime run --bundle web web";
+
+/// What stands before the verb.
+#[derive(Clone, Debug)]
+pub struct Globals {
+    /// Where the containers' state lives.
+    pub root: PathBuf,
+    pub log: report::LogOptions,
+    pub systemd_cgroup: bool,
+    pub rootless: Rootless,
+    pub criu: PathBuf,
+}
+
+/// `--rootless`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rootless {
+    Yes,
+    No,
+    #[default]
+    Auto,
+}
+
+impl Rootless {
+    /// What was said; `None`: find out.
+    pub fn forced(self) -> Option<bool> {
+        match self {
+            Rootless::Yes => Some(true),
+            Rootless::No => Some(false),
+            Rootless::Auto => None,
+        }
+    }
+}
+
+/// A verb: its name, its line in the list of verbs, how its arguments are declared, what it does.
+struct Verb {
+    name: &'static str,
+    about: &'static str,
+    augment: fn(Command) -> Command,
+    run: fn(&Globals, &ArgMatches) -> Result<i32>,
+}
+
+macro_rules! verb {
+    ($name:literal, $module:ident, $about:literal) => {
+        Verb {
+            name: $name,
+            about: $about,
+            augment: |c| $module::Args::augment_args(c),
+            run: |globals, matches| $module::run(globals, $module::Args::from_arg_matches(matches)?),
+        }
+    };
+}
+
+/// Every verb, in the order of the help text.
+const VERBS: &[Verb] = &[
+    verb!("create", create, "create a container; its process waits for `start`"),
+    verb!("start", start, "start the process of a created container"),
+    verb!("run", run, "create and start a container, and wait for it"),
+    verb!("state", state, "print the state of a container as JSON"),
+    verb!("kill", kill, "send a signal to a container's process"),
+    verb!("delete", delete, "remove a container and what it holds"),
+    verb!("exec", exec, "run another process in a container"),
+    verb!("pause", pause, "stop every process of a container at once"),
+    verb!("resume", resume, "let a paused container's processes go on"),
+    verb!("update", update, "change the limits of a container"),
+    verb!("ps", ps, "show the processes of a container"),
+    verb!("events", events, "print what a container uses, and when it runs out of memory"),
+    verb!("list", list, "list the containers below the state root"),
+    verb!("spec", spec, "write a config.json to start from"),
+    verb!("features", features, "print what this runtime implements, as JSON"),
+    verb!("checkpoint", checkpoint, "write a container to disk, with criu"),
+    verb!("restore", restore, "wake a container from disk, with criu"),
+    verb!("explain", explain, "show what a config means on this host, without running it"),
+];
+
+/// Parse, run, report; the result is the exit code.
+pub fn main() -> i32 {
+    let matches = match command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(e) => {
+            // Help and version are asked for; everything else is a wrong command line.
+            let code = i32::from(e.use_stderr());
+            return if e.print().is_ok() { code } else { 1 };
+        }
+    };
+    match dispatch(&matches) {
+        Ok(code) => code,
+        Err(e) => {
+            report::print(PROGRAM, &e);
+            if report::kind(&e) == Some(Kind::CannotExecute) && matches.subcommand_name() == Some("exec") {
+                255
+            } else {
+                1
+            }
+        }
+    }
+}
+
+/// The whole command line, with the verbs' arguments deferred.
+pub fn command() -> Command {
+    let value = |name: &'static str, metavar: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name(metavar).help(help)
+    };
+    let flag = |name: &'static str, help: &'static str| {
+        Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
+    };
+    Command::new(PROGRAM)
+        .about("Run containers from OCI bundles, as runc does")
+        .long_about(ABOUT)
+        .after_help(EXAMPLE)
+        .version(version::TEXT)
+        .disable_version_flag(true)
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .arg(value("root", "DIR", "keep the containers' state in DIR"))
+        .arg(value("log", "FILE", "append log lines to FILE"))
+        .arg(value("log-format", "FORMAT", "text or json").value_parser(["text", "json"]))
+        .arg(flag("debug", "log every step"))
+        .arg(flag("systemd-cgroup", "make cgroups through systemd; cgroupsPath is slice:prefix:name"))
+        .arg(value("cgroup-manager", "NAME", "cgroupfs or systemd").value_parser(["cgroupfs", "systemd"]))
+        .arg(
+            value("rootless", "WHEN", "ignore cgroup permission errors: true, false or auto")
+                .value_parser(["true", "false", "auto"]),
+        )
+        .arg(value("criu", "PATH", "the criu program for checkpoint and restore"))
+        .arg(
+            Arg::new("version")
+                .short('v')
+                .long("version")
+                .action(ArgAction::Version)
+                .help("print the version"),
+        )
+        .subcommands(VERBS.iter().map(|v| Command::new(v.name).about(v.about).defer(v.augment)))
+}
+
+fn dispatch(matches: &ArgMatches) -> Result<i32> {
+    let text = |name: &str| matches.get_one::<String>(name).map(String::as_str);
+    let globals = Globals {
+        root: match text("root") {
+            Some(dir) => std::path::absolute(dir).context("--root")?,
+            None => default_root(),
+        },
+        log: report::LogOptions {
+            path: text("log").map(PathBuf::from),
+            format: if text("log-format") == Some("json") {
+                report::Format::Json
+            } else {
+                report::Format::Text
+            },
+            debug: matches.get_flag("debug"),
+        },
+        systemd_cgroup: matches.get_flag("systemd-cgroup") || text("cgroup-manager") == Some("systemd"),
+        rootless: match text("rootless") {
+            Some("true") => Rootless::Yes,
+            Some("false") => Rootless::No,
+            _ => Rootless::Auto,
+        },
+        criu: PathBuf::from(text("criu").unwrap_or("criu")),
+    };
+    report::init_log(&globals.log)?;
+    let Some((name, matches)) = matches.subcommand() else {
+        return Err(report::error(Kind::BadInput, "no command given"))
+            .hint(|| format!("see {PROGRAM} --help"));
+    };
+    let Some(verb) = VERBS.iter().find(|v| v.name == name) else {
+        return Err(report::error(Kind::BadInput, format!("unknown command {name}")));
+    };
+    (verb.run)(&globals, matches)
+}
+
+/// `/run/berth/runtime` for root, below `$XDG_RUNTIME_DIR` for everybody else.
+fn default_root() -> PathBuf {
+    if sys::process::euid() != 0
+        && let Some(dir) = std::env::var_os("XDG_RUNTIME_DIR").filter(|d| Path::new(d).is_absolute())
+    {
+        return Path::new(&dir).join("berth/runtime");
+    }
+    PathBuf::from("/run/berth/runtime")
+}
+
+/// Write `value` as JSON to standard output.
+pub fn print_json(value: &impl serde::Serialize, indent: &str) -> Result<()> {
+    let mut bytes = Vec::new();
+    let formatter = serde_json::ser::PrettyFormatter::with_indent(indent.as_bytes());
+    value
+        .serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, formatter))
+        .context("encode as JSON")?;
+    bytes.push(b'\n');
+    print(&String::from_utf8_lossy(&bytes))
+}
+
+/// Write what the user asked for to standard output.
+pub fn print(text: &str) -> Result<()> {
+    use std::io::Write;
+    std::io::stdout().write_all(text.as_bytes()).context("write to standard output")
+}

@@ -1,0 +1,30 @@
+//! `start`: let a created container's process execute its program.
+
+use anyhow::{Context, Result};
+
+use super::Globals;
+use crate::launch::container;
+use crate::state::Dir;
+
+/// Start the process of a created container.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  berth-runtime start web")]
+pub struct Args {
+    /// The container
+    #[arg(value_name = "CONTAINER-ID")]
+    id: String,
+}
+
+/// Start the container.
+pub fn run(globals: &Globals, args: Args) -> Result<i32> {
+    let doing = || format!("start {}", args.id);
+    let dir = Dir::open(&globals.root, &args.id).with_context(doing)?;
+    let _lock = dir.lock().with_context(doing)?;
+    let state = dir.load().with_context(doing)?;
+    container::start(&dir, &state).with_context(doing)?;
+    if let Err(e) = container::run_poststart(&state) {
+        container::destroy(&dir, &state).with_context(doing)?;
+        return Err(e).with_context(doing);
+    }
+    Ok(0)
+}

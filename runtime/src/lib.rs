@@ -1,0 +1,13 @@
+//! `berth-runtime`: an OCI bundle becomes a running, confined process. Three beats, one folder each:
+//! read ([`bundle`], [`host`]), plan ([`plan`]), do ([`launch`], [`setup`], [`cgroup`]).
+
+pub mod bundle;
+pub mod cgroup;
+pub mod cli;
+pub mod criu;
+pub mod host;
+pub mod id;
+pub mod launch;
+pub mod plan;
+pub mod setup;
+pub mod state;

@@ -1,0 +1,387 @@
+//! What do we know of a container between two commands? One folder a container:
+//!
+//! ```text
+//! <root>/<id>/            0700; flock on it: held by the verb that changes the container
+//!   state.json            `State`; there from before anything else is made, later replaced by rename
+//!   state.json.tmp        left by a writer that was killed; overwritten by the next one
+//!   process               pid and start time of the first process, in one line; absent or empty until it is there
+//!   start.sock            init listens here until `start`; refuses connections afterwards
+//!   seccomp.bpf           the compiled profile, for exec; absent without a profile
+//! ```
+//!
+//! | status   | how it is told                                                        |
+//! |----------|-----------------------------------------------------------------------|
+//! | creating | no pid yet, and its creator holds the lock                            |
+//! | created  | the process lives and `start.sock` accepts                            |
+//! | running  | the process lives, `start.sock` refuses                               |
+//! | paused   | as running, and its cgroup is frozen                                  |
+//! | stopped  | the process is gone or a zombie, or the creator died before it was    |
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use oci_spec::runtime::{LinuxResources, Process};
+use report::{Kind, error};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup;
+use crate::plan::hooks::Hook;
+
+/// The version of the state file that we write; others are refused.
+pub const VERSION: u32 = 1;
+const FILE: &str = "state.json";
+const TEMPORARY: &str = "state.json.tmp";
+const PROCESS: &str = "process";
+const SECCOMP: &str = "seccomp.bpf";
+/// The start socket's name in the container's folder.
+pub const START_SOCKET: &str = "start.sock";
+
+/// What the state file says.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct State {
+    pub version: u32,
+    pub oci_version: String,
+    pub id: String,
+    pub bundle: PathBuf,
+    /// Absolute path of the root file system on the host.
+    pub rootfs: PathBuf,
+    /// RFC 3339, UTC.
+    pub created: String,
+    /// Who created it.
+    pub owner: u32,
+    /// In the pid namespace of whoever created it; 0 until the process is there. From a file of its own, so that the
+    /// state is written once.
+    #[serde(skip)]
+    pub pid: i32,
+    /// Clock ticks after boot: tells a recycled pid from ours.
+    #[serde(skip)]
+    pub start_time: u64,
+    pub annotations: BTreeMap<String, String>,
+    pub cgroup: cgroup::Record,
+    /// The limits in force, as far as config.json and `update` set them.
+    pub resources: Option<LinuxResources>,
+    pub poststart: Vec<Hook>,
+    pub poststop: Vec<Hook>,
+    /// The namespaces (clone flags) that differ from the host's; exec joins them.
+    pub namespaces: u64,
+    /// What `exec` takes for granted: capabilities, environment, user, limits.
+    pub process: Option<Process>,
+    pub landlock: Option<crate::plan::landlock::Landlock>,
+    /// Where `start` sends the seccomp listener.
+    #[serde(default)]
+    pub seccomp_listener: Option<crate::plan::seccomp::Listener>,
+    /// Folders of resctrl that are ours, removed with the container, the innermost last.
+    #[serde(default)]
+    pub intel_rdt: Vec<PathBuf>,
+    #[serde(default)]
+    pub common: crate::plan::common::Common,
+}
+
+/// runtime-spec, runtime.md, "State": the status of a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    Creating,
+    Created,
+    Running,
+    Paused,
+    Stopped,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Status::Creating => "creating",
+            Status::Created => "created",
+            Status::Running => "running",
+            Status::Paused => "paused",
+            Status::Stopped => "stopped",
+        })
+    }
+}
+
+/// A container's folder.
+#[derive(Debug)]
+pub struct Dir {
+    fd: OwnedFd,
+    root: PathBuf,
+    id: String,
+}
+
+/// The lock of a container's folder, until dropped. It belongs to an open file of its own, so that no child
+/// that inherited the folder's descriptor keeps it.
+#[derive(Debug)]
+pub struct Lock {
+    _held: OwnedFd,
+}
+
+impl Dir {
+    /// Make the folder of a new container. `Kind::AlreadyExists` if there is one.
+    pub fn create(root: &Path, id: &str) -> Result<(Dir, Lock)> {
+        crate::id::check(id)?;
+        let path = root.join(id);
+        let make = || rustix::fs::mkdir(&path, Mode::from_raw_mode(0o700));
+        let made = match make() {
+            Err(rustix::io::Errno::NOENT) => {
+                use std::os::unix::fs::DirBuilderExt;
+                std::fs::DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o700)
+                    .create(root)
+                    .with_context(|| format!("make the state root {}", root.display()))?;
+                make()
+            }
+            other => other,
+        };
+        match made {
+            Ok(()) => {}
+            Err(rustix::io::Errno::EXIST) => {
+                return Err(error(Kind::AlreadyExists, format!("container with id {id} already exists")));
+            }
+            Err(e) => return Err(e).with_context(|| format!("make {}", path.display())),
+        }
+        let opened = open_dir(&path).and_then(|fd| {
+            let dir = Dir { fd, root: root.to_owned(), id: id.to_owned() };
+            dir.lock().map(|lock| (dir, lock))
+        });
+        if opened.is_err() {
+            // The first error is the one to tell; an empty folder that stays is removed by `delete --force`.
+            rustix::fs::rmdir(&path).unwrap_or_default();
+        }
+        opened
+    }
+
+    /// Open the folder of an existing container. `Kind::NotFound` if there is none.
+    pub fn open(root: &Path, id: &str) -> Result<Dir> {
+        crate::id::check(id)?;
+        let path = root.join(id);
+        match open_dir(&path) {
+            Ok(fd) => Ok(Dir { fd, root: root.to_owned(), id: id.to_owned() }),
+            Err(e) if e.downcast_ref::<rustix::io::Errno>() == Some(&rustix::io::Errno::NOENT) => {
+                Err(error(Kind::NotFound, format!("container {id} does not exist")))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The container's id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The folder.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Wait (at most ten seconds) for the verb that is changing this container, and keep others out.
+    pub fn lock(&self) -> Result<Lock> {
+        let fd = rustix::fs::openat(
+            &self.fd,
+            ".",
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .with_context(|| format!("open the state of {}", self.id))?;
+        for _ in 0..2000 {
+            match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Lock { _held: fd }),
+                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e).with_context(|| format!("lock the state of {}", self.id)),
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        Err(error(Kind::WrongState, format!("another command is still working on container {}", self.id)))
+    }
+
+    /// Whether somebody holds the lock.
+    fn is_locked(&self) -> bool {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.fd, ".", flags, Mode::empty()).is_ok_and(|fd| {
+            rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::AGAIN)
+        })
+    }
+
+    /// Read the state file.
+    pub fn load(&self) -> Result<State> {
+        let bytes = self.read(FILE)?.ok_or_else(|| {
+            if !self.path().exists() {
+                return error(Kind::NotFound, format!("container {} does not exist", self.id));
+            }
+            error(Kind::Failed, format!("{}/{FILE}: no such file", self.path().display()))
+        })?;
+        let damaged = |what: String| {
+            let message = format!("damaged state file {}/{FILE}: {what}", self.path().display());
+            error(Kind::Failed, message).context(report::Note {
+                kind: Some(Kind::Failed),
+                hint: Some(format!("`delete --force {}` kills what is left of it and removes it", self.id)),
+            })
+        };
+        let mut state: State = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
+        if state.version != VERSION {
+            return Err(damaged(format!("version {}, expected {VERSION}", state.version)));
+        }
+        if state.id != self.id {
+            return Err(damaged(format!("it is of container {:?}", state.id)));
+        }
+        (state.pid, state.start_time) = self.load_process()?;
+        Ok(state)
+    }
+
+    /// Pid and start time of the first process; zeros if it is not there yet.
+    pub fn load_process(&self) -> Result<(i32, u64)> {
+        let bytes = self.read(PROCESS)?.unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes);
+        // A line without its end is still being written.
+        let Some((pid, start)) = text.strip_suffix('\n').and_then(|line| line.split_once(' ')) else {
+            return Ok((0, 0));
+        };
+        let number =
+            |text: &str| text.parse::<u64>().with_context(|| format!("{}/{PROCESS}", self.path().display()));
+        Ok((i32::try_from(number(pid)?).unwrap_or_default(), number(start)?))
+    }
+
+    /// Note the first process.
+    pub fn save_process(&self, pid: i32, start_time: u64) -> Result<()> {
+        self.write(PROCESS, format!("{pid} {start_time}\n").as_bytes())
+    }
+
+    /// The state file as it is, for what can be saved of a damaged one.
+    pub fn load_raw(&self) -> Result<Option<Vec<u8>>> {
+        self.read(FILE)
+    }
+
+    /// Write the state file of a new container. Nothing has been made yet that a half-written one could hide.
+    pub fn begin(&self, state: &State) -> Result<()> {
+        self.write(FILE, &serde_json::to_vec(state).context("encode the state")?)
+    }
+
+    /// Replace the state file.
+    pub fn save(&self, state: &State) -> Result<()> {
+        let bytes = serde_json::to_vec(state).context("encode the state")?;
+        self.write(TEMPORARY, &bytes)?;
+        rustix::fs::renameat(&self.fd, TEMPORARY, &self.fd, FILE)
+            .with_context(|| format!("replace {}/{FILE}", self.path().display()))
+    }
+
+    /// Keep the compiled seccomp profile.
+    pub fn save_seccomp(&self, bytes: &[u8]) -> Result<()> {
+        self.write(SECCOMP, bytes)
+    }
+
+    /// The compiled seccomp profile.
+    pub fn load_seccomp(&self) -> Result<Option<Vec<u8>>> {
+        self.read(SECCOMP)
+    }
+
+    /// Remove the folder and everything in it.
+    pub fn remove(&self) -> Result<()> {
+        for name in [START_SOCKET, SECCOMP, PROCESS, FILE] {
+            match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
+                Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+                Err(e) => return Err(e).with_context(|| format!("remove {}/{name}", self.path().display())),
+            }
+        }
+        match rustix::fs::rmdir(self.path()) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+            // A temporary file, or something that is not ours, lies in it.
+            Err(rustix::io::Errno::NOTEMPTY) => std::fs::remove_dir_all(self.path())
+                .with_context(|| format!("remove {}", self.path().display())),
+            Err(e) => Err(e).with_context(|| format!("remove {}", self.path().display())),
+        }
+    }
+
+    /// The status, by the table above.
+    pub fn status(&self, state: &State) -> Result<Status> {
+        if state.pid == 0 {
+            return Ok(if self.is_locked() { Status::Creating } else { Status::Stopped });
+        }
+        if !state.is_alive()? {
+            return Ok(Status::Stopped);
+        }
+        if self.awaits_start() {
+            return Ok(Status::Created);
+        }
+        Ok(if cgroup::is_frozen(&state.cgroup)? { Status::Paused } else { Status::Running })
+    }
+
+    /// Whether init still listens for `start`. A connection that says nothing is ignored by it.
+    fn awaits_start(&self) -> bool {
+        sys::socket::connect_at(self.fd(), START_SOCKET).is_ok()
+    }
+
+    /// Where the folder is.
+    pub fn path(&self) -> PathBuf {
+        self.root.join(&self.id)
+    }
+
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        use std::io::Read;
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = match rustix::fs::openat(&self.fd, name, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(rustix::io::Errno::NOENT) => return Ok(None),
+            Err(e) => return Err(e).with_context(|| format!("open {}/{name}", self.path().display())),
+        };
+        let mut bytes = Vec::new();
+        std::fs::File::from(file)
+            .read_to_end(&mut bytes)
+            .with_context(|| format!("read {}/{name}", self.path().display()))?;
+        Ok(Some(bytes))
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let write = || -> io::Result<()> {
+            let fd = rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(0o600))?;
+            std::fs::File::from(fd).write_all(bytes)
+        };
+        write().with_context(|| format!("write {}/{name}", self.path().display()))
+    }
+}
+
+impl State {
+    /// What hooks and the seccomp agent learn of the container.
+    pub fn container_state(&self) -> crate::setup::hooks::ContainerState<'_> {
+        crate::setup::hooks::ContainerState {
+            oci_version: &self.oci_version,
+            id: &self.id,
+            pid: self.pid,
+            bundle: &self.bundle,
+            annotations: &self.annotations,
+        }
+    }
+
+    /// Whether the process is there and is the one that we started.
+    pub fn is_alive(&self) -> Result<bool> {
+        if self.pid <= 0 {
+            return Ok(false);
+        }
+        let found =
+            sys::process::start_time(self.pid).with_context(|| format!("look at process {}", self.pid))?;
+        Ok(matches!(found, Some((time, false)) if time == self.start_time))
+    }
+
+    /// A descriptor of the process; `None` if it is gone. It cannot be mistaken for a later process of that id.
+    pub fn pidfd(&self) -> Result<Option<OwnedFd>> {
+        if self.pid <= 0 {
+            return Ok(None);
+        }
+        let fd = match sys::process::pidfd_open(self.pid) {
+            Ok(fd) => fd,
+            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => return Ok(None),
+            Err(e) => return Err(e).with_context(|| format!("open process {}", self.pid)),
+        };
+        Ok(self.is_alive()?.then_some(fd))
+    }
+}
+
+fn open_dir(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    rustix::fs::open(path, flags, Mode::empty()).with_context(|| format!("open {}", path.display()))
+}

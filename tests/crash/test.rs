@@ -1,0 +1,26 @@
+//! The ordinary test run tries as many crash points as fit into a minute; `crash-points --all` tries every one.
+
+use std::time::Duration;
+
+use harness::{need, start};
+
+/// What a fault may cost: "one `delete --force` … leaves no process, mount, cgroup, namespace, descriptor, temporary file".
+#[test]
+fn sampled_crash_points_leave_nothing() {
+    try_points(&["--budget", "50"]);
+}
+
+/// ENOSPC, EIO, ENOMEM, EMFILE from any one call: "clean error and clean-up, never success reported for work not done,
+/// never a hang".
+#[test]
+fn sampled_failing_calls_are_clean_errors() {
+    try_points(&["--errors", "--budget", "40"]);
+}
+
+fn try_points(options: &[&str]) {
+    let Some(_) = need::ours() else { return };
+    let runtime = harness::runtime::path().to_string_lossy();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_crash-points"));
+    let tried = start(command.args(["--runtime", &runtime]).args(options));
+    tried.wait_within(Duration::from_secs(170)).success();
+}

@@ -1,0 +1,20 @@
+//! Does the runtime keep its promises, seen from outside? One module a subject.
+
+mod cgroups;
+mod checkpoint;
+mod concurrency;
+mod errors;
+mod exec;
+mod faults;
+mod hooks;
+mod landlock;
+mod lifecycle;
+mod mounts;
+mod network;
+mod process;
+mod rootless;
+mod seccomp;
+mod signals;
+mod terminal;
+mod threats;
+mod verbs;

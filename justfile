@@ -1,0 +1,103 @@
+# Every command a developer types. `just` lists them.
+
+triple := "x86_64-unknown-linux-gnu"
+debug := justfile_directory() / "target" / triple / "debug"
+release := justfile_directory() / "target" / triple / "release"
+dist := justfile_directory() / "target/dist"
+max_runtime_bytes := "3000000"
+# A release aborts on a panic and needs no tables for unwinding; the standard library's own stay in it.
+release_build := "cargo build --release -p berth-runtime --config 'target." + triple + ".rustflags=[\"-Cforce-unwind-tables=no\"]'"
+
+# list the recipes
+default:
+    @just --list --unsorted
+
+# format, lints, unit tests and docs: quick, needs no rights, the loop to live in
+check: fmt-check lint
+    cargo test --quiet
+    RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --workspace
+
+# all tests that this machine can run (as root); says what was skipped and why, ends with a summary
+test:
+    tests/run host
+
+# the same, then again in the VM: unified cgroup v2, systemd, an unprivileged user
+test-all:
+    tests/run host vm
+
+# end-to-end tests of the real binary that this user may run, e.g. `just e2e rootfs`
+e2e *FILTER:
+    cargo build --quiet -p berth-runtime
+    BERTH_RUNTIME={{debug}}/berth-runtime cargo nextest run -p tests --no-fail-fast {{FILTER}}
+
+# hold a runtime to the OCI runtime spec, case by case: `just conformance --runtime ours --runtime /usr/sbin/runc`; without --runtime: ours
+[positional-arguments]
+conformance *ARGS:
+    @cargo build --quiet -p berth-runtime -p conformance
+    @tests/conformance.sh {{debug}} "$@"
+
+# drive docker, podman and ctr (Debian's packages) with ours and with runc, and print the matrix
+clients *ARGS: dist
+    tests/clients/run {{ARGS}}
+
+# run a command as root in a throw-away VM with unified cgroup v2: `just vm --systemd -- systemctl status`
+vm +CMD:
+    tests/vm/berth-vm {{CMD}}
+
+# ours, crun, runc and the kernel's floor side by side: `just bench --only run,cold --n 50`
+bench *ARGS: dist
+    tests/bench/runtime/bench-runtime --goals ours --runtime ours={{dist}}/berth-runtime {{ if path_exists("/var/cache/berth-peers/bin/crun") == "true" { "--runtime crun=/var/cache/berth-peers/bin/crun --runtime runc=/var/cache/berth-peers/bin/runc" } else { "--runtime crun=$(command -v crun) --runtime runc=$(command -v runc)" } }} {{ARGS}}
+
+# fetch today's crun, runc and other peers from Debian sid into /var/cache/berth-peers, for `just bench`
+peers:
+    tests/bench/peers
+
+# the main job on real input: a busybox container from `spec` to `delete`, each step shown
+demo: dist
+    tests/demo.sh {{dist}}/berth-runtime
+
+# finished release binaries in target/dist: static, non-PIE, stripped, size checked
+dist:
+    BERTH_COMMIT=$(git describe --always --dirty 2>/dev/null || echo unknown) {{release_build}}
+    @mkdir -p {{dist}}
+    @strip -o {{dist}}/berth-runtime.new {{release}}/berth-runtime && chmod 755 {{dist}}/berth-runtime.new && mv {{dist}}/berth-runtime.new {{dist}}/berth-runtime
+    @tests/dist-check.sh {{dist}}/berth-runtime {{max_runtime_bytes}}
+
+# shell completions (bash, zsh, fish) and man pages in target/dist/
+man:
+    cargo run --quiet -p berth-runtime --example assets -- {{dist}}
+
+# make the list of functions that the release binary keeps side by side anew (after larger changes; see runtime/build.rs)
+order:
+    CARGO_PROFILE_RELEASE_STRIP=none {{release_build}}
+    tests/bench/runtime/order {{release}}/berth-runtime >runtime/symbols.order.new && mv runtime/symbols.order.new runtime/symbols.order
+
+# install the release binary into PREFIX/bin (default /usr/local)
+install PREFIX="/usr/local": dist
+    install -D -m 755 {{dist}}/berth-runtime {{ trim_start_match(PREFIX, "PREFIX=") }}/bin/berth-runtime
+
+# the fuzz targets for a few seconds each, as property tests on stable
+fuzz-smoke:
+    PROPTEST_CASES=5000 cargo test --quiet -- fuzz_
+
+# fetch what the tests want and the build does not: peers from sid and the VM's image (minutes, once)
+assets:
+    tests/vm/berth-vm setup
+    tests/bench/peers
+
+# format the code
+fmt:
+    cargo fmt --all
+
+# is the code formatted?
+fmt-check:
+    cargo fmt --all --check
+
+# clippy over everything, warnings are errors
+lint:
+    cargo clippy --quiet --workspace --all-targets -- -D warnings
+
+# licences, bans, duplicate crates and (where the advisory database can be had) advisories
+deny *ARGS:
+    @command -v cargo-deny >/dev/null || cargo install --quiet --locked cargo-deny
+    cargo deny check {{ if ARGS == "" { "licenses bans sources" } else { ARGS } }}

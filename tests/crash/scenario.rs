@@ -226,8 +226,12 @@ impl<'a> Scenario<'a> {
 
     /// Without the names of this bed.
     fn anonymous(&self, effect: &str) -> String {
+        // Where the bundle lies is shown from the root of its file system, which may be /tmp itself.
         let dir = self.bundle.dir.to_string_lossy().into_owned();
-        effect.replace(&dir, "BUNDLE").replace(&self.bundle.bed.unique, "BED")
+        let within = dir.find(&self.bundle.bed.unique).map_or(dir.as_str(), |at| &dir[at..]).to_owned();
+        let mut out = effect.replace(&dir, "BUNDLE");
+        out = out.replace(&format!("/{within}"), "BUNDLE");
+        out.replace(&self.bundle.bed.unique, "BED")
     }
 
     fn ready(&self) -> Option<Fifo> {

@@ -321,6 +321,16 @@ impl<'a> Tracer<'a> {
                 return;
             }
         }
+        // The child is ours from now on, though its own first stop may be reported later: what kills or lets go of all
+        // must not miss it.
+        if event == ptrace::Event::PTRACE_EVENT_CLONE as i32
+            || event == ptrace::Event::PTRACE_EVENT_FORK as i32
+            || event == ptrace::Event::PTRACE_EVENT_VFORK as i32
+        {
+            if let Some(child) = ptrace::getevent(pid).ok().and_then(|n| i32::try_from(n).ok()) {
+                self.meet(Pid::from_raw(child));
+            }
+        }
         if event == EVENT_STOP {
             // Also a group stop, in which a process would rest; the runtimes here do not use them.
             resume(pid, None);

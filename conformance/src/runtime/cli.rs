@@ -603,6 +603,9 @@ pub const CASES: &[Case] = &[
         update(t, &["--cpu-share", "300"], "cpu", "cpu.shares", "cpu.weight", "300")
     }),
     contract("update/cpuset-cpus", "CLI: update --cpuset-cpus", "--cpuset-cpus", |t| {
+        if !t.suite.host.has_controller("cpuset") {
+            return Err(skip("needs the cpuset controller"));
+        }
         update(t, &["--cpuset-cpus", "0"], "cpuset", "cpuset.cpus", "cpuset.cpus", "0")
     }),
     contract("update/blkio-weight", "CLI: update --blkio-weight", "--blkio-weight", |t| {

@@ -52,16 +52,34 @@ fn ps(globals: &Globals, args: &Args) -> Result<String> {
     }
     let default = ["-ef".to_owned()];
     let options = if args.options.is_empty() { &default[..] } else { &args.options };
-    let output = Command::new("ps")
-        .args(options)
-        .output()
-        .context("run the host's ps")
-        .hint(|| "--format json needs no ps".to_owned())?;
+    filter(&table(options, &pids)?, &pids)
+}
+
+/// The host's table, with at least these processes in it. What options such as `-o pid,comm` select by themselves
+/// depends on the caller's terminal, so they are asked for by number as well; not every ps knows how (busybox).
+fn table(options: &[String], pids: &[i32]) -> Result<String> {
+    let run = |options: &[String]| {
+        Command::new("ps")
+            .args(options)
+            .output()
+            .context("run the host's ps")
+            .hint(|| "--format json needs no ps".to_owned())
+    };
+    // An argument may have 128 KiB.
+    let numbers = pids.chunks(10_000).map(|some| {
+        let some: Vec<String> = some.iter().map(i32::to_string).collect();
+        format!("-p{}", some.join(","))
+    });
+    let wanted: Vec<String> = options.iter().cloned().chain(numbers).collect();
+    let mut output = run(&wanted)?;
+    if !output.status.success() && !pids.is_empty() {
+        output = run(options)?;
+    }
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         return Err(error(Kind::Failed, format!("ps {}: {}", options.join(" "), said.trim())));
     }
-    filter(&String::from_utf8_lossy(&output.stdout), &pids)
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// The header and the lines of these processes.

@@ -323,13 +323,11 @@ impl<'a> Tracer<'a> {
         }
         // The child is ours from now on, though its own first stop may be reported later: what kills or lets go of all
         // must not miss it.
-        if event == ptrace::Event::PTRACE_EVENT_CLONE as i32
+        let made_one = event == ptrace::Event::PTRACE_EVENT_CLONE as i32
             || event == ptrace::Event::PTRACE_EVENT_FORK as i32
-            || event == ptrace::Event::PTRACE_EVENT_VFORK as i32
-        {
-            if let Some(child) = ptrace::getevent(pid).ok().and_then(|n| i32::try_from(n).ok()) {
-                self.meet(Pid::from_raw(child));
-            }
+            || event == ptrace::Event::PTRACE_EVENT_VFORK as i32;
+        if made_one && let Some(child) = ptrace::getevent(pid).ok().and_then(|n| i32::try_from(n).ok()) {
+            self.meet(Pid::from_raw(child));
         }
         if event == EVENT_STOP {
             // Also a group stop, in which a process would rest; the runtimes here do not use them.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Read;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use harness::{Bed, Bundle, host, need};
@@ -25,14 +25,18 @@ fn spawn(bed: &Bed, args: &[&str]) -> Child {
     command.spawn().expect("start the runtime")
 }
 
+/// Waits for its success and hands out its pipes: they are the container's, too.
 #[track_caller]
-fn succeeds(mut child: Child) -> Child {
-    if !child.wait().expect("wait").success() {
+fn succeeds(mut child: Child) -> (ChildStdin, ChildStdout, ChildStderr) {
+    let stdin = child.stdin.take().expect("a pipe");
+    let ok = child.wait().expect("wait").success();
+    let (stdout, mut stderr) = (child.stdout.take().expect("a pipe"), child.stderr.take().expect("a pipe"));
+    if !ok {
         let mut said = String::new();
-        child.stderr.take().expect("a pipe").read_to_string(&mut said).expect("read");
+        stderr.read_to_string(&mut said).expect("read");
         panic!("{said}");
     }
-    child
+    (stdin, stdout, stderr)
 }
 
 /// Counts in a file, so that one sees where it went on.

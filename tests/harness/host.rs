@@ -46,7 +46,7 @@ pub fn which(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|d| d.join(name)).find(|p| p.is_file())
 }
 
-/// A line `Key:\tvalue` of /proc/<pid>/status.
+/// A line `Key:\tvalue` of `/proc/PID/status`.
 pub fn status(pid: i32, key: &str) -> String {
     let all =
         fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_else(|e| panic!("status of {pid}: {e}"));

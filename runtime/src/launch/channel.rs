@@ -143,8 +143,8 @@ impl Channel {
     pub fn failed(&self, error: &anyhow::Error) {
         let mut wire = Wire::of(error);
         for message in &mut wire.messages {
-            let end = message.floor_char_boundary(1024.min(message.len()));
-            message.truncate(end);
+            let end = (0..=1024.min(message.len())).rev().find(|i| message.is_char_boundary(*i));
+            message.truncate(end.unwrap_or(0));
         }
         wire.messages.truncate(12);
         let mut packet = vec![FAILED];

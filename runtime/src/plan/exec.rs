@@ -106,7 +106,7 @@ pub fn with_defaults(base: Option<&Process>, mut p: Process) -> Process {
         p.set_scheduler(base.scheduler().clone());
     }
     if p.io_priority().is_none() {
-        p.set_io_priority(base.io_priority().clone());
+        p.set_io_priority(*base.io_priority());
     }
     p
 }

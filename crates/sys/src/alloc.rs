@@ -1,11 +1,11 @@
 //! Memory for a program that lives for some milliseconds.
 //!
 //! ```text
-//! arena (in .bss) | in use, freed pieces in lists by size | never used, zero |
-//!                 0                                       top               SIZE, then the C library's malloc
+//! arena (in .bss) | in use, freed pieces in lists by size | used once | never used, zero |
+//!                 0                                       top         high               SIZE, then the C library's malloc
 //! ```
-//! One thread, so no locks. A page fault costs more than all the work that a verb does in one page, so the part that
-//! every verb uses is asked of the kernel in one call ([`prefault`]).
+//! One thread, so no locks. A page fault costs more than all the work that a verb does in one page, so freed pieces are
+//! used again, large ones too, and what was never used is not cleared.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;
@@ -14,9 +14,10 @@ use std::cell::UnsafeCell;
 const SIZE: usize = 768 * 1024;
 /// Sizes are rounded up to this; also the alignment of every piece.
 const GRAIN: usize = 16;
-/// Larger pieces are not kept for reuse.
-const LARGEST: usize = 4096;
-const LISTS: usize = LARGEST / GRAIN + 1;
+/// Up to here there is a list for each size; beyond, sizes are rounded to four steps for each doubling.
+const SMALL: usize = 1024;
+const STEPS: usize = 4;
+const LISTS: usize = SMALL / GRAIN + 1 + STEPS * (SIZE / SMALL).next_power_of_two().ilog2() as usize;
 
 /// The allocator: `#[global_allocator] static ALLOC: sys::alloc::Arena = sys::alloc::Arena::new();`
 #[derive(Debug)]
@@ -26,6 +27,7 @@ pub struct Arena(UnsafeCell<State>);
 #[derive(Debug)]
 struct State {
     top: usize,
+    high: usize,
     /// The first freed piece of each size; each holds the address of the next.
     free: [*mut u8; LISTS],
     bytes: Bytes,
@@ -46,23 +48,54 @@ impl Default for Arena {
 
 impl Arena {
     pub const fn new() -> Self {
-        Arena(UnsafeCell::new(State { top: 0, free: [std::ptr::null_mut(); LISTS], bytes: Bytes([0; SIZE]) }))
-    }
-
-    /// Have the kernel map the first `heap` bytes of the arena and `stack` bytes below the caller's frame at once
-    /// (madvise(2), `MADV_POPULATE_WRITE`, Linux 5.14). Without it they come page by page.
-    pub fn prefault(&self, heap: usize, stack: usize) {
-        const PAGE: usize = 4096;
-        let here = (&raw const heap) as usize & !(PAGE - 1);
-        for (start, length) in [(self.0.get() as usize, heap.min(SIZE)), (here - stack, stack)] {
-            // SAFETY: asks for pages of our own arena and stack; their content stays as it is. Failing is harmless.
-            unsafe { libc::madvise(start as *mut libc::c_void, length, libc::MADV_POPULATE_WRITE) };
-        }
+        Arena(UnsafeCell::new(State {
+            top: 0,
+            high: 0,
+            free: [std::ptr::null_mut(); LISTS],
+            bytes: Bytes([0; SIZE]),
+        }))
     }
 }
 
-fn rounded(size: usize) -> usize {
-    size.next_multiple_of(GRAIN).max(GRAIN)
+/// A piece's real size and its list.
+fn class(size: usize) -> (usize, usize) {
+    if size <= SMALL {
+        let size = size.next_multiple_of(GRAIN).max(GRAIN);
+        return (size, size / GRAIN);
+    }
+    // 1024 < size: 1280, 1536, 1792, 2048, 2560, …
+    let doubling = (size - 1).ilog2();
+    let step = (1 << doubling) / STEPS;
+    let real = size.next_multiple_of(step);
+    let list =
+        SMALL / GRAIN + STEPS * (doubling - SMALL.ilog2()) as usize + (real >> doubling.saturating_sub(2))
+            - STEPS;
+    (real, list)
+}
+
+impl State {
+    fn take(&mut self, size: usize) -> Option<(*mut u8, bool)> {
+        let (real, list) = class(size);
+        if let Some(first) = self.free.get_mut(list).filter(|first| !first.is_null()) {
+            let piece = *first;
+            // SAFETY: a freed piece begins with the address of the next one.
+            *first = unsafe { piece.cast::<*mut u8>().read() };
+            return Some((piece, false));
+        }
+        if real > SIZE - self.top {
+            return None;
+        }
+        // SAFETY: within the arena, by the line above.
+        let piece = unsafe { self.bytes.0.as_mut_ptr().add(self.top) };
+        let fresh = self.top >= self.high;
+        self.grow(self.top + real);
+        Some((piece, fresh))
+    }
+
+    fn grow(&mut self, top: usize) {
+        self.top = top;
+        self.high = self.high.max(top);
+    }
 }
 
 // SAFETY: pieces are disjoint, at least as large and as aligned as asked for, and stay until they are freed; what is
@@ -71,26 +104,30 @@ unsafe impl GlobalAlloc for Arena {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: one thread, and no reference into the state outlives this call.
         let state = unsafe { &mut *self.0.get() };
-        let size = rounded(layout.size());
-        if layout.align() <= GRAIN {
-            if size <= LARGEST {
-                let list = &mut state.free[size / GRAIN];
-                let piece = *list;
-                if !piece.is_null() {
-                    // SAFETY: a freed piece begins with the address of the next one.
-                    *list = unsafe { piece.cast::<*mut u8>().read() };
-                    return piece;
-                }
-            }
-            if size <= SIZE - state.top {
-                // SAFETY: within the arena, by the line above.
-                let piece = unsafe { state.bytes.0.as_mut_ptr().add(state.top) };
-                state.top += size;
-                return piece;
-            }
+        if layout.align() <= GRAIN
+            && let Some((piece, _)) = state.take(layout.size())
+        {
+            return piece;
         }
         // SAFETY: as promised by our caller.
         unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: one thread, and no reference into the state outlives this call.
+        let state = unsafe { &mut *self.0.get() };
+        if layout.align() <= GRAIN
+            && let Some((piece, fresh)) = state.take(layout.size())
+        {
+            // What was never used is zero, and stays unmapped until somebody writes to it.
+            if !fresh {
+                // SAFETY: the piece is at least that large.
+                unsafe { piece.write_bytes(0, layout.size()) };
+            }
+            return piece;
+        }
+        // SAFETY: as promised by our caller.
+        unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn dealloc(&self, piece: *mut u8, layout: Layout) {
@@ -101,15 +138,14 @@ unsafe impl GlobalAlloc for Arena {
             // SAFETY: not ours, so the system allocator's.
             return unsafe { System.dealloc(piece, layout) };
         }
-        let size = rounded(layout.size());
-        if offset + size == state.top {
-            // The last piece: as if it had never been. (Fresh memory need not be zero: alloc_zeroed clears it.)
+        let (real, list) = class(layout.size());
+        if offset + real == state.top {
+            // The last piece: as if it had never been.
             state.top = offset;
-        } else if size <= LARGEST {
-            let list = &mut state.free[size / GRAIN];
+        } else if let Some(first) = state.free.get_mut(list) {
             // SAFETY: the piece is ours again, at least GRAIN bytes, aligned to GRAIN.
-            unsafe { piece.cast::<*mut u8>().write(*list) };
-            *list = piece;
+            unsafe { piece.cast::<*mut u8>().write(*first) };
+            *first = piece;
         }
     }
 
@@ -119,14 +155,13 @@ unsafe impl GlobalAlloc for Arena {
             let state = unsafe { &mut *self.0.get() };
             let offset = (piece as usize).wrapping_sub(state.bytes.0.as_ptr() as usize);
             if offset < SIZE {
-                let (old, new) = (rounded(layout.size()), rounded(new_size));
-                if new <= old {
-                    // Its size class is told by the layout at the end, so it must not change quietly.
-                    if new == old {
-                        return piece;
-                    }
-                } else if offset + old == state.top && new <= SIZE - offset {
-                    state.top = offset + new;
+                let ((old, _), (new, _)) = (class(layout.size()), class(new_size));
+                // Its class is told by the layout at the end, so it must not change quietly.
+                if new == old {
+                    return piece;
+                }
+                if offset + old == state.top && new <= SIZE - offset {
+                    state.grow(offset + new);
                     return piece;
                 }
             } else {
@@ -154,7 +189,6 @@ mod tests {
     fn pieces_are_disjoint_reused_and_grow() {
         static ARENA: Arena = Arena::new();
         let arena = &ARENA;
-        arena.prefault(8192, 4096);
         let layout = |size| Layout::from_size_align(size, 8).unwrap();
         // SAFETY: every piece is used within its layout and freed once, with that layout.
         unsafe {
@@ -172,6 +206,22 @@ mod tests {
             assert_eq!(*moved.add(50), 1);
             let zero = arena.alloc_zeroed(layout(112));
             assert_eq!((zero, *zero.add(50)), (a, 0));
+            let big = arena.alloc(layout(20_000));
+            big.write_bytes(3, 20_000);
+            let above = arena.alloc_zeroed(layout(20_000));
+            assert!((0..20_000).all(|i| *above.add(i) == 0), "never used");
+            above.write_bytes(4, 20_000);
+            arena.dealloc(big, layout(20_000));
+            assert_eq!(arena.alloc(layout(20_480)), big, "large ones are reused too");
+            arena.dealloc(above, layout(20_000));
+            let again = arena.alloc_zeroed(layout(30_000));
+            assert_eq!(again, above, "the last one had never been");
+            assert!((0..30_000).all(|i| *again.add(i) == 0), "used, so cleared");
+            assert_eq!(
+                arena.realloc(again, layout(30_000), 5000),
+                again,
+                "the last piece shrinks where it is"
+            );
             let large = arena.alloc(layout(SIZE));
             large.add(SIZE - 1).write(7);
             arena.dealloc(large, layout(SIZE));

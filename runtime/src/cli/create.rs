@@ -1,5 +1,6 @@
 //! `create`: a container whose process waits for `start`.
 
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -52,7 +53,9 @@ pub struct Common {
 
 /// Create the container.
 pub fn run(globals: &Globals, args: Args) -> Result<i32> {
-    create(globals, &args.id, &args.common, false, true)?;
+    let created = create(globals, &args.id, &args.common, false, true)?;
+    let Outcome { dir: _dir, pidfd: _pidfd, terminal: _terminal, state } = created;
+    std::mem::forget(state); // see `create`
     Ok(0)
 }
 
@@ -68,7 +71,9 @@ pub fn create(globals: &Globals, id: &str, args: &Common, run: bool, detach: boo
         let listen_fds = listen_fds();
         let preserve_fds = args.preserve_fds.saturating_add(listen_fds);
         check_preserved(preserve_fds)?;
-        let loaded = crate::bundle::load(&bundle)?;
+        // Not given back: this process ends soon, and after the clone every page that a freed piece is noted in would
+        // have to be copied first.
+        let loaded = ManuallyDrop::new(crate::bundle::load(&bundle)?);
         let host = Host::gather()?.with_rootless(globals.rootless.forced());
         let options = Options {
             id: id.to_owned(),
@@ -81,7 +86,7 @@ pub fn create(globals: &Globals, id: &str, args: &Common, run: bool, detach: boo
             console_socket: args.console_socket.is_some(),
             detach,
         };
-        let mut plan = Plan::new(&loaded, &options, &host)?;
+        let mut plan = ManuallyDrop::new(Plan::new(&loaded, &options, &host)?);
         if args.console_socket.is_none() {
             size_as_ours(&mut plan.process);
         }

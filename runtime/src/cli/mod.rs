@@ -83,6 +83,12 @@ struct Verb {
     run: fn(&Globals, &ArgMatches) -> Result<i32>,
 }
 
+impl Verb {
+    fn command(&self) -> Command {
+        Command::new(self.name).about(self.about).defer(self.augment)
+    }
+}
+
 macro_rules! verb {
     ($name:literal, $module:ident, $about:literal) => {
         Verb {
@@ -118,7 +124,7 @@ const VERBS: &[Verb] = &[
 
 /// Parse, run, report; the result is the exit code.
 pub fn main() -> i32 {
-    let matches = match command().try_get_matches() {
+    let matches = match command_for(std::env::args_os()).try_get_matches() {
         Ok(matches) => matches,
         Err(e) => {
             // Help and version are asked for; everything else is a wrong command line.
@@ -141,6 +147,30 @@ pub fn main() -> i32 {
 
 /// The whole command line, with the verbs' arguments deferred.
 pub fn command() -> Command {
+    globals().subcommands(VERBS.iter().map(Verb::command))
+}
+
+/// The same for one command line: of the verbs, those that stand in it. All, when none does or help is asked for.
+fn command_for(args: impl Iterator<Item = std::ffi::OsString>) -> Command {
+    let mut found = 0u32;
+    for arg in args.skip(1) {
+        let Some(arg) = arg.to_str() else { continue };
+        if matches!(arg, "-h" | "--help" | "help") {
+            return command();
+        }
+        if let Some(at) = VERBS.iter().position(|v| v.name == arg) {
+            found |= 1 << at;
+        }
+    }
+    if found == 0 {
+        return command();
+    }
+    let chosen = VERBS.iter().enumerate().filter(|(at, _)| found & (1 << at) != 0);
+    globals().subcommands(chosen.map(|(_, verb)| verb.command()))
+}
+
+/// What stands before the verb.
+fn globals() -> Command {
     let value = |name: &'static str, metavar: &'static str, help: &'static str| {
         Arg::new(name).long(name).value_name(metavar).help(help)
     };
@@ -173,7 +203,6 @@ pub fn command() -> Command {
                 .action(ArgAction::Version)
                 .help("print the version"),
         )
-        .subcommands(VERBS.iter().map(|v| Command::new(v.name).about(v.about).defer(v.augment)))
 }
 
 fn dispatch(matches: &ArgMatches) -> Result<i32> {

@@ -1,14 +1,40 @@
+//! Three choices about the binary, made from what it is built with.
+//!
 //! In which order do the functions stand in the release binary? Those of the daily work side by side: the kernel maps
 //! 64 KiB around each page that is touched, so a program whose hot functions are scattered becomes resident as a whole.
 //! The list is made by `just order`; names that no longer exist are passed over. It needs LLD, which is what rustc links
 //! with on x86_64 Linux; `BERTH_NO_ORDER=1` leaves it out, for another linker.
+//!
+//!
+//! `BERTH_LINK_MAP=FILE` has the linker write down what lies where, for `just order`: names carry hashes that depend on
+//! the profile, so only the very build that is released can tell them, and that one is stripped.
+//!
+//! Does the program begin by itself (`cfg(own_start)`, sys::entry)? Only if it is linked statically, not position
+//! independent, with a C library whose inner functions are known; `BERTH_PLAIN_START=1` says no.
 
 use std::env;
+use std::process::Command;
+
+/// Versions of glibc whose beginning `sys::entry` knows.
+const KNOWN_GLIBC: [&str; 1] = ["2.36"];
 
 fn main() {
+    order();
+    println!("cargo::rustc-check-cfg=cfg(own_start)");
+    println!("cargo::rerun-if-env-changed=BERTH_PLAIN_START");
+    if env::var_os("BERTH_PLAIN_START").is_none() && knows_the_c_library() {
+        println!("cargo::rustc-cfg=own_start");
+    }
+}
+
+fn is(name: &str, value: &str) -> bool {
+    env::var(name).is_ok_and(|v| v == value)
+}
+
+fn order() {
     println!("cargo::rerun-if-changed=symbols.order");
     println!("cargo::rerun-if-env-changed=BERTH_NO_ORDER");
-    let is = |name: &str, value: &str| env::var(name).is_ok_and(|v| v == value);
+    println!("cargo::rerun-if-env-changed=BERTH_LINK_MAP");
     if !is("PROFILE", "release")
         || !is("CARGO_CFG_TARGET_ARCH", "x86_64")
         || env::var_os("BERTH_NO_ORDER").is_some()
@@ -18,6 +44,30 @@ fn main() {
     let folder = env::var("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
     println!("cargo::rustc-link-arg-bins=-Wl,--symbol-ordering-file={folder}/symbols.order");
     println!("cargo::rustc-link-arg-bins=-Wl,--no-warn-symbol-ordering");
+    if let Ok(file) = env::var("BERTH_LINK_MAP") {
+        println!("cargo::rustc-link-arg-bins=-Wl,-Map={file},--no-demangle");
+    }
+    println!("cargo::rustc-link-arg-bins=-Wl,--no-eh-frame-hdr");
     // Functions that came out the same from different types become one.
     println!("cargo::rustc-link-arg-bins=-Wl,--icf=all");
+}
+
+fn knows_the_c_library() -> bool {
+    let flags = env::var("CARGO_ENCODED_RUSTFLAGS").unwrap_or_default();
+    let features = env::var("CARGO_CFG_TARGET_FEATURE").unwrap_or_default();
+    if !is("CARGO_CFG_TARGET_ARCH", "x86_64")
+        || !is("CARGO_CFG_TARGET_ENV", "gnu")
+        || !features.split(',').any(|f| f == "crt-static")
+        || !flags.contains("relocation-model=static")
+    {
+        return false;
+    }
+    let Ok(found) = Command::new("cc").arg("-print-file-name=libc.a").output() else { return false };
+    let path = String::from_utf8_lossy(&found.stdout).trim().to_owned();
+    println!("cargo::rerun-if-changed={path}");
+    let Ok(library) = std::fs::read(&path) else { return false };
+    KNOWN_GLIBC.iter().any(|version| {
+        let banner = format!(" release version {version}.\n");
+        library.windows(banner.len()).any(|bytes| bytes == banner.as_bytes())
+    })
 }

@@ -69,8 +69,8 @@ man:
 
 # make the list of functions that the release binary keeps side by side anew (after larger changes; see runtime/build.rs)
 order:
-    CARGO_PROFILE_RELEASE_STRIP=none {{release_build}}
-    tests/bench/runtime/order {{release}}/berth-runtime >runtime/symbols.order.new && mv runtime/symbols.order.new runtime/symbols.order
+    BERTH_LINK_MAP={{release}}/berth-runtime.map {{release_build}}
+    tests/bench/runtime/order {{release}}/berth-runtime {{release}}/berth-runtime.map >runtime/symbols.order.new && mv runtime/symbols.order.new runtime/symbols.order
 
 # install the release binary into PREFIX/bin (default /usr/local)
 install PREFIX="/usr/local": dist

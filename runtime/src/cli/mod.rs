@@ -124,7 +124,9 @@ const VERBS: &[Verb] = &[
 
 /// Parse, run, report; the result is the exit code.
 pub fn main() -> i32 {
-    let matches = match command_for(std::env::args_os()).try_get_matches() {
+    // An error speaks of the whole command line: what else the mistaken word may have meant.
+    let matches = command_for(std::env::args_os()).try_get_matches().or_else(|_| command().try_get_matches());
+    let matches = match matches {
         Ok(matches) => matches,
         Err(e) => {
             // Help and version are asked for; everything else is a wrong command line.

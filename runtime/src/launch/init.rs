@@ -162,10 +162,20 @@ fn build_and_execute(
 /// a pid namespace gets no signal that it does not ask for, so those that would end another process end us here.
 fn wait_for_start(listener: BorrowedFd<'_>, signals: &Signals, channel: &mut Channel) -> Result<()> {
     channel.hang_up();
+    let mut patience = 100;
     loop {
         let mut fds =
             [PollFd::from_borrowed_fd(listener, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
-        rustix::io::retry_on_intr(|| poll(&mut fds, None)).context("wait for start")?;
+        match rustix::io::retry_on_intr(|| poll(&mut fds, None)) {
+            Ok(_) => {}
+            // The container exists and nobody is there to hear of a shortage: it may pass.
+            Err(_) if patience > 0 => {
+                patience -= 1;
+                std::thread::sleep(std::time::Duration::from_millis(10));
+                continue;
+            }
+            Err(e) => return Err(e).context("wait for start"),
+        }
         while let Some(signal) = signals.next().context("read signals")? {
             if signals.is_deadly(signal) {
                 process::exit_now(128 + signal);

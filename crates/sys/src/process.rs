@@ -133,6 +133,21 @@ pub fn wait_if_child(pid: i32) {
     if let Ok(Exit::Code(_) | Exit::Signal(_)) = wait(pid) {}
 }
 
+/// Kill a child and wait for it. What is not our child (any more) is left alone: its number may be somebody else's.
+pub fn end_child(pid: i32) {
+    // SAFETY: an all-zero siginfo is valid.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let id = libc::id_t::try_from(pid).unwrap_or_default();
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: `info` outlives the call, which only looks.
+    if pid <= 0 || unsafe { libc::waitid(libc::P_PID, id, &raw mut info, options) } != 0 {
+        return;
+    }
+    // SAFETY: integers only. Until we have waited for it, the number stays our child's.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+    wait_if_child(pid);
+}
+
 /// Whether a child has ended.
 pub fn try_wait(pid: i32) -> io::Result<Option<Exit>> {
     waitpid(pid, libc::WNOHANG)
@@ -316,5 +331,37 @@ pub fn reap_all_but(pid: i32) -> io::Result<()> {
             return Ok(());
         }
         try_wait(ended)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn a_child_is_ended_and_a_stranger_is_not() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = child.id().cast_signed();
+        end_child(pid);
+        assert_eq!(try_wait(pid).unwrap_err().raw_os_error(), Some(libc::ECHILD));
+        child.wait().unwrap_err();
+
+        // A grandchild: same user, but not ours.
+        let mut shell = std::process::Command::new("sh")
+            .args(["-c", "sleep 1000 & echo $!; wait"])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(shell.stdout.take().unwrap()), &mut line)
+            .unwrap();
+        let grandchild: i32 = line.trim().parse().unwrap();
+        end_child(grandchild);
+        assert!(matches!(start_time(grandchild), Ok(Some((_, false)))));
+        let pidfd = pidfd_open(grandchild).unwrap();
+        pidfd_signal(pidfd.as_fd(), 9).unwrap();
+        shell.wait().unwrap();
     }
 }

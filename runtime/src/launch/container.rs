@@ -392,8 +392,8 @@ fn kill_and_wait(state: &State, pid: i32) {
     if let Ok(Some(pidfd)) = state.pidfd() {
         process::pidfd_signal(pidfd.as_fd(), 9).unwrap_or_default();
     }
-    // It is our child; if it is not any more there is nothing to wait for.
-    process::wait_if_child(pid);
+    // It is our child, and may not be noted in the state yet.
+    process::end_child(pid);
 }
 
 /// Write the pid as text: the whole file appears at once, and a writer that is killed leaves nothing.

@@ -69,13 +69,26 @@ pub fn join_all(list: &[Open]) -> Result<()> {
     later.into_iter().try_for_each(join)
 }
 
-/// In the stage: join, clone init as our parent's child, tell the parent, and end. Returns in init.
+/// In the stage: join, clone init as our parent's child, tell the parent, and end. Returns in init, once the parent has
+/// been told: init may need no word from it and be done, its end of the conversation hung up, before we had ours.
 pub fn run(list: &[Open], new: u64, cgroup: Option<BorrowedFd<'_>>, channel: &Channel) -> Result<()> {
     join_all(list)?;
+    let (told, tell) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("make a pipe for the stage")?;
     match process::clone3(new | flags::PARENT, cgroup).context("clone the container's process")? {
-        Cloned::Child => Ok(()),
+        Cloned::Child => {
+            drop(tell);
+            let mut word = [0];
+            match rustix::io::retry_on_intr(|| rustix::io::read(&told, &mut word)) {
+                Ok(1) => Ok(()),
+                // The stage is gone, and nobody knows of us.
+                Ok(_) => process::exit_now(1),
+                Err(e) => Err(e).context("wait for the stage"),
+            }
+        }
         Cloned::Parent { pid, pidfd } => {
             channel.init_pid(pid, pidfd.as_fd())?;
+            rustix::io::write(&tell, &[1]).context("let the container's process go on")?;
             process::exit_now(0)
         }
     }

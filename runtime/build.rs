@@ -3,8 +3,10 @@
 //! In which order do the functions stand in the release binary? Those of the daily work side by side: the kernel maps
 //! 64 KiB around each page that is touched, so a program whose hot functions are scattered becomes resident as a whole.
 //! The list is made by `just order`; names that no longer exist are passed over. It needs LLD, which is what rustc links
-//! with on x86_64 Linux; `BERTH_NO_ORDER=1` leaves it out, for another linker.
+//! with on x86_64 Linux; `BERTH_NO_ORDER=1` leaves this and the next out, for another linker.
 //!
+//! Are backtraces quick? The index of the tables for unwinding is left out of the release binary: it aborts on a panic and
+//! searches them, if at all, to print a backtrace. The tables themselves stay: the unwinder aborts without its own.
 //!
 //! `BERTH_LINK_MAP=FILE` has the linker write down what lies where, for `just order`: names carry hashes that depend on
 //! the profile, so only the very build that is released can tell them, and that one is stripped.

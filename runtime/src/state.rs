@@ -374,6 +374,7 @@ impl State {
         }
         let fd = match sys::process::pidfd_open(self.pid) {
             Ok(fd) => fd,
+            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => return Ok(None),
             // Whatever the kernel is short of: who is gone needs none.
             Err(_) if !self.is_alive()? => return Ok(None),
             Err(e) => return Err(e).with_context(|| format!("open process {}", self.pid)),

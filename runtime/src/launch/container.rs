@@ -363,7 +363,8 @@ fn undo(first: anyhow::Error, dir: &Dir, state: &State, made: Made) -> anyhow::E
         more.push(format!("remove {}: {e}", path.display()));
     }
     if let Some(pid) = made.pid {
-        kill_and_wait(state, pid);
+        // By its number: it is our child, and may not be noted in the state yet.
+        process::end_child(pid);
     }
     if let Some(record) = &made.cgroup
         && let Err(e) = cgroup::destroy(record)
@@ -386,14 +387,6 @@ fn undo(first: anyhow::Error, dir: &Dir, state: &State, made: Made) -> anyhow::E
         more.push(report::line(&e));
     }
     if more.is_empty() { first } else { first.context(format!("(while undoing: {})", more.join("; "))) }
-}
-
-fn kill_and_wait(state: &State, pid: i32) {
-    if let Ok(Some(pidfd)) = state.pidfd() {
-        process::pidfd_signal(pidfd.as_fd(), 9).unwrap_or_default();
-    }
-    // It is our child, and may not be noted in the state yet.
-    process::end_child(pid);
 }
 
 /// Write the pid as text: the whole file appears at once, and a writer that is killed leaves nothing.

@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! <root>/<id>/            0700; flock on it: held by the verb that changes the container
-//!   state.json            `State`; there from before anything else is made, later replaced by rename
+//!   state.json            `State` in one line, then the compiled seccomp profile, if any, for exec; there from
+//!                         before anything else is made, later replaced by rename
 //!   state.json.tmp        left by a writer that was killed; overwritten by the next one
-//!   process               pid and start time of the first process, in one line; absent or empty until it is there
+//!   process.PID.START     a second name of state.json: pid and start time of the first process; absent until it
+//!                         is there. A name appears at once or not at all, outlives a damaged state file, and
+//!                         costs no inode: to find a free one is what a new file costs most
 //!   start.sock            init listens here until `start`; refuses connections afterwards
-//!   seccomp.bpf           the compiled profile, for exec; absent without a profile
 //! ```
 //!
 //! | status   | how it is told                                                        |
@@ -20,6 +22,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -33,11 +36,10 @@ use crate::cgroup;
 use crate::plan::hooks::Hook;
 
 /// The version of the state file that we write; others are refused.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 const FILE: &str = "state.json";
 const TEMPORARY: &str = "state.json.tmp";
-const PROCESS: &str = "process";
-const SECCOMP: &str = "seccomp.bpf";
+const PROCESS: &str = "process.";
 /// The start socket's name in the container's folder.
 pub const START_SOCKET: &str = "start.sock";
 
@@ -54,13 +56,18 @@ pub struct State {
     pub created: String,
     /// Who created it.
     pub owner: u32,
-    /// In the pid namespace of whoever created it; 0 until the process is there. From a file of its own, so that the
+    /// In the pid namespace of whoever created it; 0 until the process is there. From a name of its own, so that the
     /// state is written once.
     #[serde(skip)]
     pub pid: i32,
     /// Clock ticks after boot: tells a recycled pid from ours.
     #[serde(skip)]
     pub start_time: u64,
+    /// The compiled seccomp profile (`Filter::to_bytes`), after the first line; empty without one.
+    #[serde(skip)]
+    pub seccomp: Vec<u8>,
+    /// Its length in bytes.
+    pub seccomp_length: usize,
     pub annotations: BTreeMap<String, String>,
     pub cgroup: cgroup::Record,
     /// The limits in force, as far as config.json and `update` set them.
@@ -209,7 +216,7 @@ impl Dir {
 
     /// Read the state file.
     pub fn load(&self) -> Result<State> {
-        let bytes = self.read(FILE)?.ok_or_else(|| {
+        let mut bytes = self.read(FILE)?.ok_or_else(|| {
             if !self.path().exists() {
                 return error(Kind::NotFound, format!("container {} does not exist", self.id));
             }
@@ -222,74 +229,89 @@ impl Dir {
                 hint: Some(format!("`delete --force {}` kills what is left of it and removes it", self.id)),
             })
         };
-        let mut state: State = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
+        // A line without its end was still being written.
+        let Some(end) = bytes.iter().position(|&byte| byte == b'\n') else {
+            return Err(damaged("it has no whole line".to_owned()));
+        };
+        let mut state: State = serde_json::from_slice(&bytes[..end]).map_err(|e| damaged(e.to_string()))?;
         if state.version != VERSION {
             return Err(damaged(format!("version {}, expected {VERSION}", state.version)));
         }
         if state.id != self.id {
             return Err(damaged(format!("it is of container {:?}", state.id)));
         }
+        bytes.drain(..=end);
+        if bytes.len() != state.seccomp_length {
+            // Never mistaken for a container without one.
+            return Err(damaged(format!(
+                "{} bytes of seccomp profile, expected {}",
+                bytes.len(),
+                state.seccomp_length
+            )));
+        }
+        state.seccomp = bytes;
         (state.pid, state.start_time) = self.load_process()?;
         Ok(state)
     }
 
     /// Pid and start time of the first process; zeros if it is not there yet.
     pub fn load_process(&self) -> Result<(i32, u64)> {
-        let bytes = self.read(PROCESS)?.unwrap_or_default();
-        let text = String::from_utf8_lossy(&bytes);
-        // A line without its end is still being written.
-        let Some((pid, start)) = text.strip_suffix('\n').and_then(|line| line.split_once(' ')) else {
-            return Ok((0, 0));
+        let mut found = (0, 0);
+        self.each_name(|name| {
+            if let Some(process) = name.to_str().ok().and_then(parse_process) {
+                found = process;
+            }
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    /// Note the first process in `state` and in the folder.
+    pub fn save_process(&self, state: &mut State, pid: i32, start_time: u64) -> Result<()> {
+        let name = process_name(pid, start_time);
+        let done = if state.pid == 0 {
+            rustix::fs::linkat(&self.fd, FILE, &self.fd, &name, AtFlags::empty())
+        } else {
+            rustix::fs::renameat(&self.fd, process_name(state.pid, state.start_time), &self.fd, &name)
         };
-        let number =
-            |text: &str| text.parse::<u64>().with_context(|| format!("{}/{PROCESS}", self.path().display()));
-        Ok((i32::try_from(number(pid)?).unwrap_or_default(), number(start)?))
+        done.with_context(|| format!("make {}/{name}", self.path().display()))?;
+        (state.pid, state.start_time) = (pid, start_time);
+        Ok(())
     }
 
-    /// Note the first process.
-    pub fn save_process(&self, pid: i32, start_time: u64) -> Result<()> {
-        self.write(PROCESS, format!("{pid} {start_time}\n").as_bytes())
-    }
-
-    /// The state file as it is, for what can be saved of a damaged one.
-    pub fn load_raw(&self) -> Result<Option<Vec<u8>>> {
-        self.read(FILE)
+    /// The state file's first line as it is, for what can be saved of a damaged one.
+    pub fn load_raw(&self) -> Result<Vec<u8>> {
+        let mut bytes = self.read(FILE)?.unwrap_or_default();
+        bytes.truncate(bytes.iter().position(|&byte| byte == b'\n').unwrap_or(bytes.len()));
+        Ok(bytes)
     }
 
     /// Write the state file of a new container. Nothing has been made yet that a half-written one could hide.
     pub fn begin(&self, state: &State) -> Result<()> {
-        self.write(FILE, &serde_json::to_vec(state).context("encode the state")?)
+        self.write(FILE, state)
     }
 
     /// Replace the state file.
     pub fn save(&self, state: &State) -> Result<()> {
-        let bytes = serde_json::to_vec(state).context("encode the state")?;
-        self.write(TEMPORARY, &bytes)?;
+        self.write(TEMPORARY, state)?;
         rustix::fs::renameat(&self.fd, TEMPORARY, &self.fd, FILE)
             .with_context(|| format!("replace {}/{FILE}", self.path().display()))
     }
 
-    /// Keep the compiled seccomp profile.
-    pub fn save_seccomp(&self, bytes: &[u8]) -> Result<()> {
-        self.write(SECCOMP, bytes)
-    }
-
-    /// The compiled seccomp profile.
-    pub fn load_seccomp(&self) -> Result<Option<Vec<u8>>> {
-        self.read(SECCOMP)
-    }
-
     /// Remove the folder and everything in it.
     pub fn remove(&self) -> Result<()> {
-        for name in [START_SOCKET, SECCOMP, PROCESS, FILE] {
-            match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
-                Ok(()) | Err(rustix::io::Errno::NOENT) => {}
-                Err(e) => return Err(e).with_context(|| format!("remove {}/{name}", self.path().display())),
+        let unlink = |name: &std::ffi::CStr| match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
+            // What is not ours, a folder say, is left to the end.
+            Ok(()) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::ISDIR) => Ok(()),
+            Err(e) => {
+                Err(e).with_context(|| format!("remove {}/{}", self.path().display(), name.to_string_lossy()))
             }
-        }
+        };
+        // The state itself goes last, and tells until then what the folder is.
+        self.each_name(|name| if name == c"state.json" { Ok(()) } else { unlink(name) })?;
+        unlink(c"state.json")?;
         match rustix::fs::rmdir(self.path()) {
             Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
-            // A temporary file, or something that is not ours, lies in it.
             Err(rustix::io::Errno::NOTEMPTY) => std::fs::remove_dir_all(self.path())
                 .with_context(|| format!("remove {}", self.path().display())),
             Err(e) => Err(e).with_context(|| format!("remove {}", self.path().display())),
@@ -320,29 +342,69 @@ impl Dir {
         self.root.join(&self.id)
     }
 
+    /// Call `act` for each name in the folder, without `.` and `..`.
+    fn each_name(&self, mut act: impl FnMut(&std::ffi::CStr) -> Result<()>) -> Result<()> {
+        let reading = || format!("read {}", self.path().display());
+        rustix::fs::seek(&self.fd, rustix::fs::SeekFrom::Start(0)).with_context(reading)?;
+        let mut space = [MaybeUninit::<u8>::uninit(); 1024];
+        let mut names = rustix::fs::RawDir::new(&self.fd, &mut space);
+        while let Some(entry) = names.next() {
+            let entry = match entry {
+                Ok(entry) => entry,
+                // Removed meanwhile.
+                Err(rustix::io::Errno::NOENT) => return Ok(()),
+                Err(e) => return Err(e).with_context(reading),
+            };
+            if entry.file_name() != c"." && entry.file_name() != c".." {
+                act(entry.file_name())?;
+            }
+        }
+        Ok(())
+    }
+
     fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
-        use std::io::Read;
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = match rustix::fs::openat(&self.fd, name, flags, Mode::empty()) {
             Ok(fd) => fd,
             Err(rustix::io::Errno::NOENT) => return Ok(None),
             Err(e) => return Err(e).with_context(|| format!("open {}/{name}", self.path().display())),
         };
-        let mut bytes = Vec::new();
-        std::fs::File::from(file)
-            .read_to_end(&mut bytes)
+        let mut bytes = Vec::with_capacity(16 << 10);
+        loop {
+            let space = bytes.spare_capacity_mut().len();
+            let count = rustix::io::retry_on_intr(|| {
+                rustix::io::read(&file, rustix::buffer::spare_capacity(&mut bytes))
+            })
             .with_context(|| format!("read {}/{name}", self.path().display()))?;
-        Ok(Some(bytes))
+            // A regular file gives less than was asked for at its end only.
+            if count < space {
+                return Ok(Some(bytes));
+            }
+            bytes.reserve(16 << 10);
+        }
     }
 
-    fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+    fn write(&self, name: &str, state: &State) -> Result<()> {
+        let mut bytes = serde_json::to_vec(state).context("encode the state")?;
+        bytes.push(b'\n');
+        bytes.extend(&state.seccomp);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let write = || -> io::Result<()> {
             let fd = rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(0o600))?;
-            std::fs::File::from(fd).write_all(bytes)
+            std::fs::File::from(fd).write_all(&bytes)
         };
         write().with_context(|| format!("write {}/{name}", self.path().display()))
     }
+}
+
+fn process_name(pid: i32, start_time: u64) -> String {
+    format!("{PROCESS}{pid}.{start_time}")
+}
+
+/// What [`process_name`] made.
+fn parse_process(name: &str) -> Option<(i32, u64)> {
+    let (pid, start_time) = name.strip_prefix(PROCESS)?.split_once('.')?;
+    Some((pid.parse().ok().filter(|&pid| pid > 0)?, start_time.parse().ok()?))
 }
 
 impl State {
@@ -386,4 +448,31 @@ impl State {
 fn open_dir(path: &Path) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     rustix::fs::open(path, flags, Mode::empty()).with_context(|| format!("open {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{parse_process, process_name};
+
+    #[test]
+    fn a_process_is_told_by_a_name() {
+        for process in [(1, 0), (4_194_304, 1 << 40), (i32::MAX, u64::MAX)] {
+            assert_eq!(parse_process(&process_name(process.0, process.1)), Some(process));
+        }
+        for stranger in [
+            "process",
+            "process.",
+            "process.1",
+            "process.1.",
+            "process..1",
+            "process.0.1",
+            "process.-1.1",
+            "process.1.2.3",
+            "process.99999999999.1",
+            "rocess.1.1",
+            "state.json",
+        ] {
+            assert_eq!(parse_process(stranger), None, "{stranger}");
+        }
+    }
 }

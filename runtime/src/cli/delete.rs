@@ -75,7 +75,7 @@ fn force(dir: &Dir) -> Result<()> {
 
 /// A damaged state file: what it still tells is used, the folder goes in any case.
 fn salvage(dir: &Dir, damage: anyhow::Error) -> Result<()> {
-    // What the first process was is told by a file of its own, unless that is damaged too.
+    // What the first process was is told by a name of its own.
     if let Ok((pid, start_time)) = dir.load_process()
         && pid > 0
         && let Ok(pidfd) = sys::process::pidfd_open(pid)
@@ -84,7 +84,7 @@ fn salvage(dir: &Dir, damage: anyhow::Error) -> Result<()> {
     {
         sys::process::pidfd_signal(pidfd.as_fd(), 9).unwrap_or_default();
     }
-    let raw = dir.load_raw()?.unwrap_or_default();
+    let raw = dir.load_raw()?;
     let value: serde_json::Value = serde_json::from_slice(&raw).unwrap_or_default();
     if let Ok(record) = serde_json::from_slice::<cgroup::Record>(value["cgroup"].to_string().as_bytes()) {
         cgroup::destroy(&record)?;

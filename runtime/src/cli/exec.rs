@@ -142,9 +142,9 @@ fn run_in(globals: &Globals, args: Args) -> Result<i32> {
     if process_plan.terminal && args.detach && args.console_socket.is_none() {
         return Err(error(Kind::BadInput, "--tty with --detach needs --console-socket"));
     }
-    let seccomp = match dir.load_seccomp()? {
-        Some(bytes) => Some(Filter::from_bytes(&bytes)?),
-        None => None,
+    let seccomp = match state.seccomp.as_slice() {
+        [] => None,
+        bytes => Some(Filter::from_bytes(bytes)?),
     };
     let foreground = exec::start(&Exec {
         state: &state,

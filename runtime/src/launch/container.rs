@@ -15,6 +15,7 @@ use super::{idmaps, stage};
 use crate::cgroup::{self, Cgroup};
 use crate::host::Host;
 use crate::plan::Plan;
+use crate::plan::seccomp::Filter;
 use crate::setup::attributes::{self, Of};
 use crate::setup::hooks::{self, ContainerState};
 use crate::setup::{net_devices, rdt, rootfs, sysctl};
@@ -99,9 +100,6 @@ fn launch(
     lock: state::Lock,
 ) -> Result<(OwnedFd, Option<OwnedFd>)> {
     let Parts { dir, plan, host, wishes, console, pidfd_socket, joined } = parts;
-    if let Some(filter) = &plan.seccomp {
-        dir.save_seccomp(&filter.to_bytes())?;
-    }
     let sources = rootfs::open_sources(&plan.rootfs)?;
     let start = if wishes.run {
         None
@@ -208,6 +206,7 @@ fn launch(
 }
 
 pub fn first_state(plan: &Plan, host: &Host, folder: &Path) -> State {
+    let seccomp = plan.seccomp.as_ref().map(Filter::to_bytes).unwrap_or_default();
     State {
         version: state::VERSION,
         oci_version: plan.oci_version.clone(),
@@ -218,6 +217,8 @@ pub fn first_state(plan: &Plan, host: &Host, folder: &Path) -> State {
         owner: host.euid,
         pid: 0,
         start_time: 0,
+        seccomp_length: seccomp.len(),
+        seccomp,
         annotations: plan.annotations.clone(),
         cgroup: Cgroup::record(&plan.cgroup, folder),
         resources: plan.resources.clone(),
@@ -234,9 +235,7 @@ pub fn first_state(plan: &Plan, host: &Host, folder: &Path) -> State {
 
 pub fn note_pid(dir: &Dir, state: &mut State, pid: i32) -> Result<()> {
     let started = process::start_time(pid).with_context(|| format!("look at process {pid}"))?;
-    state.pid = pid;
-    state.start_time = started.map_or(0, |(time, _)| time);
-    dir.save_process(state.pid, state.start_time)
+    dir.save_process(state, pid, started.map_or(0, |(time, _)| time))
 }
 
 /// The parent's half of the conversation with init.

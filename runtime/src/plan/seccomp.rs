@@ -102,7 +102,7 @@ fn flags(profile: &LinuxSeccomp, notifies: bool) -> Result<u32> {
 const MAGIC: [u8; 8] = *b"berthsc\x01";
 
 impl Filter {
-    /// The filter as it lies beside the state file, for `exec`: magic, flags, listener (path and metadata, each with
+    /// The filter as it lies in the state file file, for `exec`: magic, flags, listener (path and metadata, each with
     /// its length; the first length is all ones for none), instructions.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(24 + self.program.len() * 8);

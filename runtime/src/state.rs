@@ -308,9 +308,16 @@ impl Dir {
             }
         };
         // The state itself goes last, and tells until then what the folder is.
-        self.each_name(|name| if name == c"state.json" { Ok(()) } else { unlink(name) })?;
-        unlink(c"state.json")?;
-        match rustix::fs::rmdir(self.path()) {
+        let listed = self.each_name(|name| if name == c"state.json" { Ok(()) } else { unlink(name) });
+        let removed = match listed {
+            Ok(()) => {
+                unlink(c"state.json")?;
+                rustix::fs::rmdir(self.path())
+            }
+            // Once more, another way.
+            Err(_) => Err(rustix::io::Errno::NOTEMPTY),
+        };
+        match removed {
             Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
             Err(rustix::io::Errno::NOTEMPTY) => std::fs::remove_dir_all(self.path())
                 .with_context(|| format!("remove {}", self.path().display())),

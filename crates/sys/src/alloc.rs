@@ -23,7 +23,7 @@ const LISTS: usize = SMALL / GRAIN + 1 + STEPS * (SIZE / SMALL).next_power_of_tw
 #[derive(Debug)]
 pub struct Arena(UnsafeCell<State>);
 
-#[repr(C, align(4096))]
+#[repr(C, align(64))]
 #[derive(Debug)]
 struct State {
     top: usize,

@@ -75,6 +75,22 @@ macro_rules! own_start {
             "    mov rax, [rbp + 16]",
             "    mov [rip + __libc_stack_end], rax",
             "    mov [rip + __environ], r14",
+            // What every verb writes to, data and the first part of the heap behind it, then the stack, is asked for at
+            // once: a page fault costs more than to prepare two pages that nobody needs. A refusal changes nothing
+            // (MADV_POPULATE_WRITE is 23, madvise(2), since Linux 5.14).
+            "    lea rdi, [rip + __init_array_start]",
+            "    and rdi, -4096",
+            "    mov esi, 0x17000",
+            "    mov edx, 23",
+            "    mov eax, 28",
+            "    syscall",
+            "    mov rdi, rsp",
+            "    and rdi, -4096",
+            "    sub rdi, 0x7000",
+            "    mov esi, 0x7000",
+            "    mov edx, 23",
+            "    mov eax, 28",
+            "    syscall",
             // The auxiliary vector stands behind the environment.
             "    mov rdi, r14",
             "2:  lea rdi, [rdi + 8]",
@@ -129,7 +145,8 @@ macro_rules! own_start {
             "    mov rdx, r14",
             "    call rbx",
             "    mov edi, eax",
-            "    call exit",
+            // Nothing of ours waits for the end in the C library: no atexit(3), no stdio(3).
+            "    call _exit",
             "    hlt",
             ".size __libc_start_main, . - __libc_start_main",
             ".popsection",

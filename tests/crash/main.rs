@@ -2,10 +2,11 @@
 //! run, exec, kill and delete: SIGKILL there, one `delete --force`, then nothing may be left and the next command works.
 //!
 //! ```text
-//! crash-points [--runtime PATH] [--verb VERB]… [--all | --budget SECONDS] [--errors] [--at PROCESS:CALL]
+//! crash-points [--runtime PATH] [--verb VERB]… [--all | --budget SECONDS] [--errors | --delays] [--at PROCESS:CALL]
 //! ```
 //! With `--errors` the call fails with ENOSPC, EIO, EMFILE or ENOMEM instead: then the verb says so and cleans up, or
-//! what it reports as done is done.
+//! what it reports as done is done. With `--delays` the call waits until all other processes have gone as far as they can:
+//! whoever is quicker, the verb succeeds, and shows what it shows undisturbed.
 //! Without `--all`, as many points as the budget allows are taken evenly from all. Exits with 1 if any is unclean.
 
 mod scenario;
@@ -24,8 +25,16 @@ struct Options {
     verbs: Vec<Verb>,
     all: bool,
     budget: Duration,
-    errors: bool,
+    mode: Mode,
     at: Option<(usize, u32)>,
+}
+
+/// What is done at the points.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    Kills,
+    Errors,
+    Delays,
 }
 
 fn main() -> ExitCode {
@@ -44,14 +53,20 @@ fn main() -> ExitCode {
 }
 
 fn parse(args: &[String]) -> Result<Options> {
-    let mut options =
-        Options { verbs: Vec::new(), all: false, budget: Duration::from_secs(75), errors: false, at: None };
+    let mut options = Options {
+        verbs: Vec::new(),
+        all: false,
+        budget: Duration::from_secs(75),
+        mode: Mode::Kills,
+        at: None,
+    };
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
         match arg.as_str() {
             "--all" => options.all = true,
-            "--errors" => options.errors = true,
+            "--errors" => options.mode = Mode::Errors,
+            "--delays" => options.mode = Mode::Delays,
             "--budget" => options.budget = Duration::from_secs(value()?.parse().context("--budget")?),
             "--at" => {
                 let (process, call) = value()?.split_once(':').context("--at wants PROCESS:CALL")?;
@@ -103,23 +118,25 @@ struct Score {
 }
 
 /// What is done to one point: every error when `all` are wanted, else they take turns.
-fn blows(point: &Point, index: usize, errors: bool, all: bool) -> Vec<Blow> {
+fn blows(point: &Point, index: usize, mode: Mode, all: bool) -> Vec<Blow> {
     const ERRORS: [Errno; 4] = [Errno::ENOSPC, Errno::EIO, Errno::EMFILE, Errno::ENOMEM];
-    match (errors, all) {
-        (false, _) if point.alive == 1 => vec![Blow::KillOne],
-        (false, _) => vec![Blow::KillOne, Blow::KillAll],
+    match (mode, all) {
+        (Mode::Kills, _) if point.alive == 1 => vec![Blow::KillOne],
+        (Mode::Kills, _) => vec![Blow::KillOne, Blow::KillAll],
+        // Nobody else is there to be quicker.
+        (Mode::Delays, _) if point.alive == 1 => vec![],
+        (Mode::Delays, _) => vec![Blow::Delay],
         // exit, exit_group, rt_sigreturn: they do not return. clock_gettime: it cannot fail, and seldom is a system call.
-        (true, _) if [60, 231, 15, 228].contains(&point.syscall) => vec![],
-        (true, true) => ERRORS.map(Blow::Fail).to_vec(),
-        (true, false) => vec![Blow::Fail(ERRORS[index % ERRORS.len()])],
+        (Mode::Errors, _) if [60, 231, 15, 228].contains(&point.syscall) => vec![],
+        (Mode::Errors, true) => ERRORS.map(Blow::Fail).to_vec(),
+        (Mode::Errors, false) => vec![Blow::Fail(ERRORS[index % ERRORS.len()])],
     }
 }
 
 fn score(verb: Verb, share: Option<Duration>, options: &Options) -> Result<Score> {
-    let errors = options.errors;
     let began = Instant::now();
     let bed = Bed::new();
-    let scenario = Scenario::new(&bed, verb);
+    let scenario = Scenario::new(&bed, verb)?;
     // Twice: the first run warms caches and makes mount points, which later runs find there.
     scenario.record()?;
     let (recorded, each, effect) = scenario.record()?;
@@ -127,14 +144,15 @@ fn score(verb: Verb, share: Option<Duration>, options: &Options) -> Result<Score
         .iter()
         .filter(|p| options.at.is_none_or(|at| at == (p.process, p.nth)))
         .enumerate()
-        .flat_map(|(i, p)| blows(p, i, errors, share.is_none()).into_iter().map(|b| (p.clone(), b)))
+        .flat_map(|(i, p)| blows(p, i, options.mode, share.is_none()).into_iter().map(|b| (p.clone(), b)))
         .collect();
     let stride = match share {
         None => 1,
         Some(share) => {
+            let pause = if options.mode == Mode::Delays { tracer::STILL } else { Duration::ZERO };
             let left = share.saturating_sub(began.elapsed()).as_secs_f64();
             // Tracing, deleting and checking cost about as much again as the recorded run itself.
-            let affordable = (left / (each.as_secs_f64() * 1.3 + 0.001)).max(1.0);
+            let affordable = (left / ((each + pause).as_secs_f64() * 1.3 + 0.001)).max(1.0);
             ((points.len() as f64 / affordable).ceil()).max(1.0) as usize
         }
     };
@@ -147,12 +165,14 @@ fn score(verb: Verb, share: Option<Duration>, options: &Options) -> Result<Score
         spoilt = false;
         let bed = Bed::new();
         bed.lenient();
-        let scenario = Scenario::new(&bed, verb);
+        let scenario = Scenario::new(&bed, verb)?;
         while !spoilt && in_time() {
             let Some((point, blow)) = chosen.next() else { return Ok(score) };
             score.tried += 1;
-            let (hit, left) =
-                if errors { scenario.fail(point, *blow, &effect)? } else { scenario.crash(point, *blow)? };
+            let (hit, left) = match options.mode {
+                Mode::Kills => scenario.crash(point, *blow)?,
+                Mode::Errors | Mode::Delays => scenario.disturb(point, *blow, &effect)?,
+            };
             if !left.is_empty() {
                 spoilt = true;
                 let call = hit.map_or_else(|| "which was not reached".to_owned(), tracer::syscall_name);

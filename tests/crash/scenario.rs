@@ -1,9 +1,10 @@
 //! What does each verb start from, and what may be left after it was killed, or after one of its calls failed?
 
 use std::fs;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use harness::{Bed, Bundle, Fifo, finish, json, start};
 
 use crate::tracer::{self, Blow, Point, Trace};
@@ -12,6 +13,8 @@ use crate::tracer::{self, Blow, Point, Trace};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
     Create,
+    /// Into a pid namespace that exists, which takes a process more (the stage).
+    CreateJoining,
     Start,
     Run,
     RunDetached,
@@ -22,8 +25,9 @@ pub enum Verb {
 }
 
 impl Verb {
-    pub const ALL: [Verb; 8] = [
+    pub const ALL: [Verb; 9] = [
         Verb::Create,
+        Verb::CreateJoining,
         Verb::Start,
         Verb::Run,
         Verb::RunDetached,
@@ -36,6 +40,7 @@ impl Verb {
     pub fn name(self) -> &'static str {
         match self {
             Verb::Create => "create",
+            Verb::CreateJoining => "create-joining",
             Verb::Start => "start",
             Verb::Run => "run",
             Verb::RunDetached => "run-detached",
@@ -44,6 +49,11 @@ impl Verb {
             Verb::Delete => "delete",
             Verb::DeleteForce => "delete-force",
         }
+    }
+
+    /// Whether there is no container before.
+    fn makes(self) -> bool {
+        matches!(self, Verb::Create | Verb::CreateJoining | Verb::Run | Verb::RunDetached)
     }
 
     pub fn parse(name: &str) -> Result<Verb> {
@@ -60,6 +70,38 @@ pub struct Scenario<'a> {
     verb: Verb,
     bundle: Bundle<'a>,
     id: String,
+    /// Its pid namespace is the one to join.
+    _holder: Option<Holder>,
+}
+
+/// A process in a new pid namespace.
+struct Holder(Child);
+
+impl Holder {
+    fn new() -> Result<Holder> {
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--pid", "--fork", "--kill-child", "sleep", "100000"]).stdin(Stdio::null());
+        let holder = Holder(unshare.spawn().context("start unshare(1)")?);
+        let until = Instant::now() + Duration::from_secs(10);
+        // The name leads nowhere before the first process is in it.
+        while fs::metadata(holder.namespace()).is_err() {
+            ensure!(Instant::now() < until, "unshare(1) made no pid namespace");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(holder)
+    }
+
+    fn namespace(&self) -> String {
+        format!("/proc/{}/ns/pid_for_children", self.0.id())
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        self.0.kill().unwrap_or_default();
+        // It may have been reaped with the others.
+        self.0.wait().map(drop).unwrap_or_default();
+    }
 }
 
 /// What a container looks like from inside: whatever a verb reports as done shows here, or was not done.
@@ -72,11 +114,19 @@ const LOOK: &str = "hostname; pwd; id; umask; ulimit -n; env | sort; cat /proc/s
     wc -c < /proc/keys; ls /proc/self/fd | wc -l; cat /proc/self/cgroup; echo end";
 
 impl<'a> Scenario<'a> {
-    pub fn new(bed: &'a Bed, verb: Verb) -> Scenario<'a> {
-        let bundle = bed.bundle();
+    pub fn new(bed: &'a Bed, verb: Verb) -> Result<Scenario<'a>> {
+        let mut bundle = bed.bundle();
+        let holder = if verb == Verb::CreateJoining { Some(Holder::new()?) } else { None };
+        if let Some(holder) = &holder {
+            bundle = bundle.set(
+                "/linux/namespaces",
+                json!([{"type": "pid", "path": holder.namespace()}, {"type": "network"}, {"type": "ipc"},
+                       {"type": "uts"}, {"type": "mount"}, {"type": "cgroup"}]),
+            );
+        }
         let bundle = match verb {
             Verb::Run => bundle.sh(LOOK),
-            Verb::Create | Verb::Start | Verb::RunDetached => {
+            Verb::Create | Verb::CreateJoining | Verb::Start | Verb::RunDetached => {
                 bundle.sh(&format!("({LOOK}) > /look 2>&1; echo > /ready; exec sleep 1000"))
             }
             _ => bundle.args(["sleep", "1000"]),
@@ -98,7 +148,7 @@ impl<'a> Scenario<'a> {
                        "syscalls": [{"names": ["reboot", "swapon"], "action": "SCMP_ACT_ERRNO"}]}),
             );
         let id = bundle.fresh_id();
-        Scenario { verb, bundle, id }
+        Ok(Scenario { verb, bundle, id, _holder: holder })
     }
 
     fn call(&self, args: &[&str]) -> Result<()> {
@@ -111,7 +161,7 @@ impl<'a> Scenario<'a> {
 
     /// Bring about the state that the verb starts from; the pids that it will deal with.
     fn prepare(&self) -> Result<Vec<i32>> {
-        if matches!(self.verb, Verb::Create | Verb::Run | Verb::RunDetached) {
+        if self.verb.makes() {
             return Ok(Vec::new());
         }
         let mut create = self.bundle.command("create", &[], &self.id);
@@ -135,7 +185,7 @@ impl<'a> Scenario<'a> {
         Ok(Vec::new())
     }
 
-    fn command(&self) -> std::process::Command {
+    fn command(&self) -> Command {
         let with_bundle = |verb, options: &[&str]| self.bundle.command(verb, options, &self.id);
         let plain = |args: &[&str]| {
             let mut command = self.bundle.bed.command();
@@ -143,7 +193,7 @@ impl<'a> Scenario<'a> {
             command
         };
         match self.verb {
-            Verb::Create => with_bundle("create", &[]),
+            Verb::Create | Verb::CreateJoining => with_bundle("create", &[]),
             Verb::Run => with_bundle("run", &[]),
             Verb::RunDetached => with_bundle("run", &["--detach"]),
             Verb::Start => plain(&["start", &self.id]),
@@ -185,8 +235,8 @@ impl<'a> Scenario<'a> {
         Ok((trace.hit, left))
     }
 
-    /// Let the call at `point` fail; which it was, and what is wrong with how the verb took it.
-    pub fn fail(&self, point: &Point, blow: Blow, expected: &str) -> Result<(Option<u64>, Vec<String>)> {
+    /// Let the call at `point` fail or wait; which it was, and what is wrong with how the verb took it.
+    pub fn disturb(&self, point: &Point, blow: Blow, expected: &str) -> Result<(Option<u64>, Vec<String>)> {
         let mut wrong = Vec::new();
         let mut ready = self.ready();
         let others = match self.prepare() {
@@ -205,6 +255,8 @@ impl<'a> Scenario<'a> {
                 }
                 Err(error) => wrong.push(format!("reports success, but {error:#}")),
             }
+        } else if blow == Blow::Delay {
+            wrong.push(format!("exit code {:?}: {}", trace.code, trace.stderr.trim()));
         } else if trace.hit.is_some_and(is_of_libc) {
             // It gives up at once; what counts is that the next delete removes everything.
         } else {
@@ -214,7 +266,7 @@ impl<'a> Scenario<'a> {
             }
             // A removal that fails leaves what it was to remove; that it says so is all that can be asked.
             let removal = trace.hit.is_some_and(|h| [84, 87, 166, 263].contains(&h));
-            if matches!(self.verb, Verb::Create | Verb::Run | Verb::RunDetached) && !removal {
+            if self.verb.makes() && !removal {
                 wrong.extend(
                     self.bundle.bed.leftovers().into_iter().map(|l| format!("left by the verb: {l}")),
                 );
@@ -235,7 +287,7 @@ impl<'a> Scenario<'a> {
     }
 
     fn ready(&self) -> Option<Fifo> {
-        let needed = matches!(self.verb, Verb::Create | Verb::Start | Verb::RunDetached);
+        let needed = self.verb == Verb::Start || self.verb.makes() && self.verb != Verb::Run;
         needed.then(|| {
             let path = self.bundle.inside("ready");
             if path.exists() { Fifo::open(&path) } else { Fifo::make(&path) }
@@ -254,7 +306,7 @@ impl<'a> Scenario<'a> {
         };
         match self.verb {
             Verb::Run | Verb::Exec => Ok(trace.stdout.clone()),
-            Verb::Create => {
+            Verb::Create | Verb::CreateJoining => {
                 let status = state().json()["status"].to_string();
                 self.call(&["start", &self.id])?;
                 look(ready)?;

@@ -17,6 +17,18 @@ fn sampled_failing_calls_are_clean_errors() {
     try_points(&["--errors", "--budget", "40"]);
 }
 
+/// Processes of one verb may overtake each other anywhere: the stage that joins a pid namespace was once outrun by its own
+/// child, and `create` failed now and then.
+#[test]
+fn delays_in_joining_a_pid_namespace_change_nothing() {
+    try_points(&["--delays", "--all", "--verb", "create-joining"]);
+}
+
+#[test]
+fn sampled_delays_change_nothing() {
+    try_points(&["--delays", "--budget", "30"]);
+}
+
 fn try_points(options: &[&str]) {
     let Some(_) = need::ours() else { return };
     let runtime = harness::runtime::path().to_string_lossy();

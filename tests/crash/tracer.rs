@@ -1,5 +1,6 @@
 //! How is a process killed at exactly its n-th system call? Every process of a command is traced; at the entry of the
-//! chosen call the blow get SIGKILL, so that the call itself is not done, or the call is not done and fails.
+//! chosen call the blow falls: SIGKILL, so that the call itself is not done; or the call is not done and fails; or it has
+//! to wait until all others have gone as far as they can.
 //!
 //! ```text
 //! gate (us, waiting on a pipe) ── seized ── let go ── execve(runtime) ── points are counted from here
@@ -15,7 +16,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
@@ -28,6 +29,8 @@ use nix::unistd::Pid;
 pub const GATE: &str = "--gate";
 /// A command that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Who has not moved for so long waits for somebody.
+pub const STILL: Duration = Duration::from_millis(30);
 /// `PTRACE_EVENT_STOP`, which libc does not export for every target.
 const EVENT_STOP: i32 = 128;
 /// `PTRACE_SYSCALL_INFO_ENTRY`.
@@ -53,6 +56,8 @@ pub enum Blow {
     KillAll,
     /// The call is not done and returns this error.
     Fail(Errno),
+    /// The call is done when nobody else has moved for a while.
+    Delay,
 }
 
 impl Blow {
@@ -61,6 +66,7 @@ impl Blow {
             Blow::KillOne => "that process killed".to_owned(),
             Blow::KillAll => "all killed".to_owned(),
             Blow::Fail(errno) => format!("{errno:?}"),
+            Blow::Delay => "delayed".to_owned(),
         }
     }
 }
@@ -167,6 +173,8 @@ struct Tracer<'a> {
     points: Vec<Point>,
     /// The thread whose call is to fail, and how, from its entry to its exit.
     failing: Option<(Pid, Errno)>,
+    /// The thread that is held back.
+    held: Option<Pid>,
     hit: Option<u64>,
     code: Option<i32>,
     live: Arc<Mutex<BTreeSet<i32>>>,
@@ -183,6 +191,7 @@ impl<'a> Tracer<'a> {
             begun: false,
             points: Vec::new(),
             failing: None,
+            held: None,
             hit: None,
             code: None,
             live: Arc::default(),
@@ -216,6 +225,9 @@ impl<'a> Tracer<'a> {
     }
 
     fn forget(&mut self, thread: Pid) {
+        if self.held == Some(thread) {
+            self.held = None;
+        }
         let Some(process) = self.threads.remove(&thread) else { return };
         if !self.threads.values().any(|&p| p == process) {
             self.processes.remove(&process);
@@ -226,7 +238,7 @@ impl<'a> Tracer<'a> {
     /// Until the main process has ended.
     fn run(&mut self) -> Result<()> {
         while self.processes.contains_key(&self.main) {
-            match waitpid(None, Some(WaitPidFlag::__WALL)) {
+            match self.next_word() {
                 Ok(WaitStatus::Exited(pid, code)) => {
                     if pid == self.main {
                         self.code = Some(code);
@@ -241,7 +253,9 @@ impl<'a> Tracer<'a> {
                     } else if self.failing.is_some_and(|(thread, _)| thread == pid) {
                         self.at_failing_exit(pid);
                     }
-                    resume(pid, None);
+                    if self.held != Some(pid) {
+                        resume(pid, None);
+                    }
                 }
                 Ok(WaitStatus::PtraceEvent(pid, _, event)) => {
                     self.meet(pid);
@@ -257,6 +271,25 @@ impl<'a> Tracer<'a> {
             }
         }
         Ok(())
+    }
+
+    /// What happens next. While one is held back it may be nothing for a while: then that one goes on.
+    fn next_word(&mut self) -> nix::Result<WaitStatus> {
+        let mut since = Instant::now();
+        while let Some(thread) = self.held {
+            match waitpid(None, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) if since.elapsed() < STILL => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Ok(WaitStatus::StillAlive) => {
+                    self.held = None;
+                    resume(thread, None);
+                }
+                Err(Errno::EINTR) => since = Instant::now(),
+                word => return word,
+            }
+        }
+        waitpid(None, Some(WaitPidFlag::__WALL))
     }
 
     fn at_entry(&mut self, thread: Pid) {
@@ -285,6 +318,7 @@ impl<'a> Tracer<'a> {
                     signal::kill(pid, Signal::SIGKILL).unwrap_or_default();
                 }
             }
+            Blow::Delay => self.held = Some(thread),
             Blow::Fail(_) if self.hit.is_some_and(cannot_fail) => {}
             Blow::Fail(errno) => {
                 // No such system call: the kernel does nothing, and the answer is put in at the exit.
@@ -339,6 +373,10 @@ impl<'a> Tracer<'a> {
 
     /// Whoever is left runs on alone.
     fn let_go_of_all(&mut self) {
+        // It stands already, and an interruption would not be told.
+        if let Some(thread) = self.held.take() {
+            resume(thread, None);
+        }
         for &thread in self.threads.keys() {
             // ESRCH: it is dead, and will be reported so.
             ptrace::interrupt(thread).unwrap_or_default();

@@ -1,0 +1,17 @@
+//! Container images: what they are called, what they are made of, and where they are kept.
+//!
+//! | module | question |
+//! |---|---|
+//! | [`reference`] | which image does a user mean? |
+//! | [`digest`] | is this the content that was promised? |
+//! | [`manifest`] | what is an image made of? |
+//! | [`store`] | where are images kept, so that no crash can damage them? |
+
+pub mod digest;
+pub mod manifest;
+pub mod reference;
+pub mod store;
+
+pub use digest::Digest;
+pub use reference::Reference;
+pub use store::Store;

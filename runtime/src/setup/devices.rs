@@ -129,12 +129,14 @@ fn links(root: &Root, dev: BorrowedFd<'_>) -> Result<()> {
         link(dev, name, target)?;
     }
     // Kernels can be built without it, and a link to nothing would be a lie.
-    let has_core = match root.proc() {
-        Some(proc) => path::stat_at(proc, Path::new("kcore")).is_ok(),
-        None => path::stat_host(Path::new("/proc/kcore")).is_ok(),
+    let core = match root.proc() {
+        Some(proc) => path::stat_at(proc, Path::new("kcore")),
+        None => path::stat_host(Path::new("/proc/kcore")),
     };
-    if has_core {
-        link(dev, "core", "/proc/kcore")?;
+    match core {
+        Ok(_) => link(dev, "core", "/proc/kcore")?,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e).context("look for /proc/kcore"),
     }
     match path::make_link_at(Path::new("pts/ptmx"), dev, "ptmx".as_ref()) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {

@@ -6,11 +6,13 @@
 //! | [`digest`] | is this the content that was promised? |
 //! | [`manifest`] | what is an image made of? |
 //! | [`store`] | where are images kept, so that no crash can damage them? |
+//! | [`transfer`] | how does an image get from one place to another? |
 
 pub mod digest;
 pub mod manifest;
 pub mod reference;
 pub mod store;
+pub mod transfer;
 
 pub use digest::Digest;
 pub use reference::Reference;

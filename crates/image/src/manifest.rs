@@ -64,6 +64,22 @@ impl Descriptor {
         matches!(self.media_type.as_str(), OCI_INDEX | DOCKER_INDEX)
     }
 
+    /// Whether it leads to the config of an image that can be run, rather than to that of some other artifact.
+    pub fn is_config(&self) -> bool {
+        matches!(self.media_type.as_str(), OCI_CONFIG | DOCKER_CONFIG)
+    }
+
+    /// Whether it leads to a layer of a file system.
+    pub fn is_layer(&self) -> bool {
+        let kind = self.media_type.as_str();
+        let oci = kind.strip_prefix("application/vnd.oci.image.layer.");
+        let oci = oci.map(|kind| kind.strip_prefix("nondistributable.").unwrap_or(kind));
+        let docker = kind.strip_prefix("application/vnd.docker.image.rootfs.");
+        let docker = docker.map(|kind| kind.strip_prefix("foreign.").unwrap_or(kind));
+        matches!(oci, Some("v1.tar" | "v1.tar+gzip" | "v1.tar+zstd"))
+            || matches!(docker, Some("diff.tar" | "diff.tar.gzip" | "diff.tar.zstd"))
+    }
+
     /// Whether it leads to a manifest.
     pub fn is_manifest(&self) -> bool {
         matches!(self.media_type.as_str(), OCI_MANIFEST | DOCKER_MANIFEST)

@@ -27,10 +27,10 @@ pub trait Target: Sync {
     fn has(&self, descriptor: &Descriptor) -> Result<bool>;
 
     /// Write a blob that is known in advance. Other content than promised is refused, and leaves nothing.
-    fn put(&self, descriptor: &Descriptor, content: &mut dyn Read) -> Result<()>;
+    fn put(&self, descriptor: &Descriptor, content: &mut (dyn Read + Send)) -> Result<()>;
 
     /// Write a blob whose digest and size nobody knows before its end; they are those of the descriptor that returns.
-    fn put_new(&self, media_type: &str, content: &mut dyn Read) -> Result<Descriptor>;
+    fn put_new(&self, media_type: &str, content: &mut (dyn Read + Send)) -> Result<Descriptor>;
 
     /// Write a manifest or index other than the last: after the blobs that it names.
     fn put_document(&self, descriptor: &Descriptor, bytes: &[u8]) -> Result<()>;

@@ -1,0 +1,456 @@
+//! How does something new come into the store, whole or not at all?
+
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::layers::{Holder, Layer};
+use super::{INDEX_LOCK, LOCK, Lease, Store, TMP};
+use crate::digest::{Algorithm, Digest, Hasher};
+use crate::manifest::Descriptor;
+use crate::reference::Reference;
+
+const JOURNAL: &str = ".journal";
+/// Bytes that a journal may have.
+const JOURNAL_MOST: u64 = 64 << 20;
+
+/// What is about to get a name, told before it gets it.
+#[derive(Default, Serialize, Deserialize)]
+struct Journal {
+    blobs: Vec<Digest>,
+    /// Diff ids.
+    layers: Vec<Digest>,
+}
+
+/// Something that is not whole yet; it goes when this is dropped, or with the next command once nobody holds it.
+#[derive(Debug)]
+struct Temporary {
+    /// The store's, to reach `path`.
+    store: Option<(OwnedFd, String)>,
+    fd: OwnedFd,
+}
+
+impl Temporary {
+    fn path(&self) -> Option<&str> {
+        self.store.as_ref().map(|(_, path)| path.as_str())
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if let Some((store, path)) = &self.store {
+            // What cannot be removed now, the next command removes. It may have got its name, too.
+            remove(store.as_fd(), path).unwrap_or_default();
+        }
+    }
+}
+
+/// Remove a file or a tree; that it is not there is fine.
+pub(super) fn remove(dir: BorrowedFd<'_>, path: &str) -> io::Result<()> {
+    match rustix::fs::unlinkat(dir, path, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(Errno::ISDIR | Errno::PERM) => {
+            std::fs::remove_dir_all(format!("/proc/self/fd/{}/{path}", dir.as_raw_fd()))
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+impl Store {
+    /// Make something in `tmp` and lock it, before the next command can take it for a left-over.
+    fn in_tmp(&self, suffix: &str, make: impl Fn(&str) -> rustix::io::Result<OwnedFd>) -> Result<Temporary> {
+        let making = || format!("make a temporary file in {}/{TMP}", self.root.display());
+        let _shared = self.lock_tmp(FlockOperation::LockShared).with_context(making)?;
+        for attempt in 0..10_000 {
+            let path = format!("{TMP}/{}-{attempt}{suffix}", std::process::id());
+            match make(&path) {
+                Ok(fd) => {
+                    let temporary = Temporary { store: Some((self.fd.try_clone()?, path)), fd };
+                    rustix::fs::flock(&temporary.fd, FlockOperation::LockExclusive).with_context(making)?;
+                    return Ok(temporary);
+                }
+                Err(Errno::EXIST) => {}
+                Err(e) => return Err(e).with_context(making),
+            }
+        }
+        bail!("{}: ten thousand names are taken", making())
+    }
+
+    fn lock_tmp(&self, how: FlockOperation) -> rustix::io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&self.fd, TMP, flags, Mode::empty())?;
+        rustix::io::retry_on_intr(|| rustix::fs::flock(&fd, how))?;
+        Ok(fd)
+    }
+
+    fn temporary_file(&self, suffix: &str) -> Result<Temporary> {
+        self.in_tmp(suffix, |path| {
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            rustix::fs::openat(&self.fd, path, flags, Mode::from_raw_mode(0o600))
+        })
+    }
+
+    /// A file inside the store without a name, or with one in `tmp`.
+    fn nameless(&self) -> Result<Temporary> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        match rustix::fs::openat(&self.fd, "blobs", flags, Mode::from_raw_mode(0o600)) {
+            Ok(fd) => Ok(Temporary { store: None, fd }),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => self.temporary_file(""),
+            Err(e) => {
+                Err(e).with_context(|| format!("make a temporary file in {}/blobs", self.root.display()))
+            }
+        }
+    }
+
+    /// Something to remove is moved to `tmp` first, so that it is never there in part.
+    pub(super) fn discard(&self, path: &str) -> Result<()> {
+        let removing = || format!("remove {}/{path}", self.root.display());
+        let trash = self.in_tmp("", |place| {
+            // The folder is only a place to rename to.
+            rustix::fs::mkdirat(&self.fd, place, Mode::from_raw_mode(0o700))?;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            rustix::fs::openat(&self.fd, place, flags, Mode::empty())
+        })?;
+        let place = format!("{}/x", trash.path().unwrap_or_default());
+        match rustix::fs::renameat(&self.fd, path, &self.fd, place) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(e) => return Err(e).with_context(removing),
+        }
+        let Some((_, place)) = &trash.store else { return Ok(()) };
+        remove(self.fd.as_fd(), place).with_context(removing)
+    }
+
+    /// Undo what killed commands left: remove what was not whole, and what got a name but no image.
+    pub(super) fn undo_left_overs(&self) -> Result<()> {
+        let reading = || format!("read {}/{TMP}", self.root.display());
+        let list = || -> Result<Vec<String>> {
+            let mut names = Vec::new();
+            for entry in std::fs::read_dir(self.root.join(TMP)).with_context(reading)? {
+                names.push(entry.with_context(reading)?.file_name().to_string_lossy().into_owned());
+            }
+            Ok(names)
+        };
+        if list()?.is_empty() {
+            return Ok(());
+        }
+        // While somebody makes something there, it is too early to judge.
+        let Ok(alone) = self.lock_tmp(FlockOperation::NonBlockingLockExclusive) else { return Ok(()) };
+        let mut left = Vec::new();
+        for name in list()? {
+            let path = format!("{TMP}/{name}");
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+            let Ok(fd) = rustix::fs::openat(&self.fd, &path, flags, Mode::empty()) else { continue };
+            if rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                left.push(Temporary { store: Some((self.fd.try_clone()?, path)), fd });
+            }
+        }
+        drop(alone);
+        for mut temporary in left {
+            if temporary.path().is_some_and(|path| path.ends_with(JOURNAL))
+                && !self.undo(&temporary).with_context(|| {
+                    format!(
+                        "undo what {}/{} tells",
+                        self.root.display(),
+                        temporary.path().unwrap_or_default()
+                    )
+                })?
+            {
+                // Somebody adds right now: it stays for the next command.
+                temporary.store = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// Remove what a journal names, unless an image leads to it. Whether that could be done now.
+    fn undo(&self, journal: &Temporary) -> Result<bool> {
+        let Some(_alone) = self.try_lock_file(LOCK)? else { return Ok(false) };
+        let mut bytes = Vec::new();
+        File::from(journal.fd.try_clone()?).take(JOURNAL_MOST).read_to_end(&mut bytes)?;
+        // One that was not written to its end named nothing that was made.
+        let Ok(told) = serde_json::from_slice::<Journal>(&bytes) else { return Ok(true) };
+        let mut damaged = false;
+        let reached = self.reachable(|_, _| damaged = true)?;
+        if damaged {
+            // What the damaged image needs is not known; `check` is to speak of that.
+            return Ok(false);
+        }
+        for blob in told.blobs.iter().filter(|b| !reached.blobs.contains(b)) {
+            remove(self.fd.as_fd(), &Self::blob_path(blob))?;
+        }
+        for layer in told.layers.iter().filter(|l| !reached.layers.contains(l)) {
+            self.discard(&Self::layer_path(layer))?;
+        }
+        Ok(true)
+    }
+
+    /// Begin to add something.
+    pub fn begin(&self) -> Result<Addition<'_>> {
+        Ok(Addition {
+            store: self,
+            _lease: self.lease()?,
+            blobs: Vec::new(),
+            layers: Vec::new(),
+            holders: Vec::new(),
+            images: Vec::new(),
+        })
+    }
+}
+
+/// Something that is being added; dropped, it leaves nothing.
+#[derive(Debug)]
+pub struct Addition<'a> {
+    store: &'a Store,
+    _lease: Lease,
+    blobs: Vec<Blob>,
+    layers: Vec<(Digest, Tree, Layer)>,
+    holders: Vec<(Digest, Holder)>,
+    images: Vec<(Option<Reference>, Descriptor)>,
+}
+
+/// A blob that is whole, but has no name yet.
+#[derive(Debug)]
+pub struct Blob {
+    temporary: Temporary,
+    digest: Digest,
+    size: u64,
+}
+
+impl Blob {
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The content, from its beginning; the position is shared.
+    pub fn file(&self) -> Result<File> {
+        let mut file = File::from(self.temporary.fd.try_clone().context("read a temporary file")?);
+        file.rewind().context("read a temporary file")?;
+        Ok(file)
+    }
+}
+
+/// A folder for a layer that is being unpacked.
+#[derive(Debug)]
+pub struct Tree(Temporary);
+
+impl AsFd for Tree {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.fd.as_fd()
+    }
+}
+
+impl Addition<'_> {
+    pub fn store(&self) -> &Store {
+        self.store
+    }
+
+    /// Write a new blob. Writers may work side by side.
+    pub fn writer(&self, algorithm: Algorithm) -> Result<Writer> {
+        let temporary = self.store.nameless()?;
+        let file = File::from(temporary.fd.try_clone().context("write a blob")?);
+        Ok(Writer { temporary, file, hasher: Hasher::new(algorithm), size: 0, most: None })
+    }
+
+    /// Write the blob that `descriptor` promises: other content is refused, and no more than its size is written.
+    pub fn writer_of(&self, descriptor: &Descriptor) -> Result<Writer> {
+        let mut writer = self.writer(descriptor.digest.algorithm())?;
+        writer.most = Some(descriptor.size);
+        Ok(writer)
+    }
+
+    /// A folder to unpack a layer in.
+    pub fn tree(&self) -> Result<Tree> {
+        let store = self.store;
+        let temporary = store.in_tmp("", |path| {
+            rustix::fs::mkdirat(&store.fd, path, Mode::from_raw_mode(0o700))?;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            rustix::fs::openat(&store.fd, path, flags, Mode::empty())
+        })?;
+        Ok(Tree(temporary))
+    }
+
+    /// A blob is part of this.
+    pub fn add(&mut self, blob: Blob) {
+        self.blobs.push(blob);
+    }
+
+    /// A small blob is part of this.
+    pub fn add_bytes(&mut self, bytes: &[u8]) -> Result<Digest> {
+        let mut writer = self.writer(Algorithm::Sha256)?;
+        writer.write_all(bytes).context("write a blob")?;
+        let blob = writer.finish();
+        let digest = blob.digest.clone();
+        self.add(blob);
+        Ok(digest)
+    }
+
+    /// A layer, unpacked in `tree`, is part of this.
+    pub fn add_layer(&mut self, diff_id: Digest, tree: Tree, layer: Layer) {
+        self.layers.push((diff_id, tree, layer));
+    }
+
+    /// A blob was seen to hold a layer.
+    pub fn add_holder(&mut self, diff_id: Digest, holder: Holder) {
+        self.holders.push((diff_id, holder));
+    }
+
+    /// An image is part of this: `name` leads to `target`, which is in the store or part of this.
+    pub fn name(&mut self, name: Option<Reference>, target: Descriptor) {
+        self.images.push((name, target));
+    }
+
+    /// Make all of it last: blobs and layers first, names last. What was there already stays.
+    pub fn commit(mut self) -> Result<()> {
+        let store = self.store;
+        let mut journal = Journal::default();
+        self.blobs.sort_by(|a, b| a.digest.cmp(&b.digest));
+        self.blobs.dedup_by(|a, b| a.digest == b.digest);
+        for blob in &self.blobs {
+            if !store.has(&blob.digest)? {
+                journal.blobs.push(blob.digest.clone());
+            }
+        }
+        for digest in self.layers.iter().map(|(l, ..)| l).chain(self.holders.iter().map(|(l, _)| l)) {
+            if !journal.layers.contains(digest) && !store.exists(&Store::layer_path(digest))? {
+                journal.layers.push(digest.clone());
+            }
+        }
+        let told = if journal.blobs.is_empty() && journal.layers.is_empty() && self.layers.is_empty() {
+            None
+        } else {
+            let told = store.temporary_file(JOURNAL)?;
+            let bytes = serde_json::to_vec(&journal)?;
+            File::from(told.fd.try_clone()?).write_all(&bytes).context("write a journal")?;
+            store.sync()?;
+            Some(told)
+        };
+        for blob in &self.blobs {
+            blob.link(store).with_context(|| format!("name blob {}", blob.digest))?;
+        }
+        for (diff_id, tree, layer) in &mut self.layers {
+            store.name_tree(diff_id, tree, layer)?;
+        }
+        let _lock = store.lock_file(INDEX_LOCK, FlockOperation::LockExclusive)?;
+        store.record_holders(&self.holders)?;
+        if told.is_some() {
+            store.sync()?;
+        }
+        for (name, target) in &self.images {
+            ensure!(
+                store.has(&target.digest)?,
+                "{}: {} is not in the store",
+                name.as_ref().map_or("image".to_owned(), Reference::familiar),
+                target.digest
+            );
+        }
+        if !self.images.is_empty() {
+            store.change_names_locked(|names| {
+                for (name, target) in self.images {
+                    names.set(name, target);
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl Store {
+    fn sync(&self) -> Result<()> {
+        rustix::fs::syncfs(&self.fd).with_context(|| format!("sync {}", self.root.display()))
+    }
+
+    fn name_tree(&self, diff_id: &Digest, tree: &mut Tree, layer: &Layer) -> Result<()> {
+        let Some(from) = tree.0.path() else { return Ok(()) };
+        let naming = || format!("name layer {diff_id}");
+        self.make_layer_dir(diff_id)?;
+        layer.write(self, diff_id)?;
+        match rustix::fs::renameat(&self.fd, from, &self.fd, Self::tree_path(diff_id)) {
+            Ok(()) => {
+                // Its old name is free, and another's from now on.
+                tree.0.store = None;
+                Ok(())
+            }
+            // Somebody else was first: the two are the same.
+            Err(Errno::EXIST | Errno::NOTEMPTY) => Ok(()),
+            Err(e) => Err(e).with_context(naming),
+        }
+    }
+}
+
+impl Blob {
+    fn link(&self, store: &Store) -> rustix::io::Result<()> {
+        let path = Store::blob_path(&self.digest);
+        let done = match self.temporary.path() {
+            None => {
+                let nameless = format!("/proc/self/fd/{}", self.temporary.fd.as_raw_fd());
+                rustix::fs::linkat(CWD, nameless, &store.fd, &path, AtFlags::SYMLINK_FOLLOW)
+            }
+            Some(temporary) => rustix::fs::linkat(&store.fd, temporary, &store.fd, &path, AtFlags::empty()),
+        };
+        match done {
+            Err(Errno::EXIST) => Ok(()),
+            other => other,
+        }
+    }
+}
+
+/// Takes the bytes of a new blob.
+#[derive(Debug)]
+pub struct Writer {
+    temporary: Temporary,
+    file: File,
+    hasher: Hasher,
+    size: u64,
+    most: Option<u64>,
+}
+
+impl Writer {
+    /// Bytes so far.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// That was all.
+    pub fn finish(self) -> Blob {
+        Blob { temporary: self.temporary, digest: self.hasher.finish(), size: self.size }
+    }
+
+    /// That was all, and it is what `descriptor` promises.
+    pub fn finish_as(self, descriptor: &Descriptor) -> Result<Blob> {
+        let blob = self.finish();
+        if blob.size != descriptor.size {
+            bail!("blob {}: {} bytes, expected {}", descriptor.digest, blob.size, descriptor.size);
+        }
+        if blob.digest != descriptor.digest {
+            bail!("blob {}: its content is that of {}", descriptor.digest, blob.digest);
+        }
+        Ok(blob)
+    }
+}
+
+impl Write for Writer {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        if self.most.is_some_and(|most| buffer.len() as u64 > most.saturating_sub(self.size)) {
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, "more bytes than were announced"));
+        }
+        let n = self.file.write(buffer)?;
+        self.hasher.update(&buffer[..n]);
+        self.size += n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

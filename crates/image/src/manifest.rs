@@ -44,6 +44,12 @@ pub struct Descriptor {
     pub annotations: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
+    /// Where else the content can be had.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub urls: Vec<String>,
+    /// The content itself, in base64; a hint that we pass on and do not use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<String>,
 }
 
 impl Descriptor {
@@ -56,6 +62,8 @@ impl Descriptor {
             platform: None,
             annotations: BTreeMap::new(),
             artifact_type: None,
+            urls: Vec::new(),
+            data: None,
         }
     }
 

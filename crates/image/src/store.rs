@@ -5,12 +5,13 @@
 //! <root>/                 0700
 //!   oci-layout            {"imageLayoutVersion": "1.0.0"}
 //!   index.json            names and what they lead to; replaced by rename, under the lock of index.lock
-//!   index.lock            flock: exclusive for whoever replaces index.json
+//!   index.lock            flock: exclusive for whoever replaces index.json or a record of a layer
 //!   lock                  flock: shared for whoever adds or reads blobs, exclusive for whoever removes any
 //!   blobs/sha256/<hex>    manifests, configs, layers as they came; a name is there only when the content is whole,
 //!   blobs/sha512/<hex>    verified and on the disk
 //!   layers/<diff id>/     a layer, whatever the blobs that hold it:
 //!     blobs.json          the blobs that were seen to hold it, and how they were compressed
+//!     layer.json          bytes and entries of the tree
 //!     tree/               unpacked, in the form that overlayfs stacks; there only when it is whole and on the disk
 //!   tmp/                  what is not whole yet: trees, blobs where the file system knows no nameless files (O_TMPFILE), and
 //!                         journals; each is locked by its writer, and undone by the next command once nobody does
@@ -26,6 +27,7 @@ mod addition;
 mod layers;
 mod names;
 mod sweep;
+mod usage;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -42,7 +44,8 @@ use serde::{Deserialize, Serialize};
 pub use addition::{Addition, Blob, Tree, Writer};
 pub use layers::{Holder, Layer};
 pub use names::Image;
-pub use sweep::{Freed, Wait};
+pub use sweep::{Freed, Reached, Wait};
+pub use usage::{ImageUsage, Usage};
 
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::manifest::{CONFIG_MOST, Config, Descriptor, Document, MANIFEST_MOST, Manifest};

@@ -200,3 +200,27 @@ fn layers_come_with_what_is_known_of_them_and_go_with_the_image() {
     assert_eq!(freed.layers, std::slice::from_ref(&diff_id));
     assert_eq!(store.tree(&diff_id).unwrap().map(|_| ()), None);
 }
+
+#[test]
+fn what_is_shared_is_counted_once_and_named_twice_is_not_shared() {
+    let (_dir, store) = store();
+    let one = add(&store, "a", "layer");
+    add(&store, "b", "other");
+    store.tag(&one, &reference("c")).unwrap();
+    let usage = store.usage().unwrap();
+    let of = |i: usize| (&usage.images[i], usage.images[i].shared);
+    assert!(of(0).1 == 0 && of(0).0.blobs == of(2).0.blobs && of(2).1 == 0, "{usage:?}");
+    assert_eq!(usage.blobs, of(0).0.blobs + of(1).0.blobs);
+    assert_eq!(usage.unneeded, Freed::default());
+    // An image with the same layer and config, under another manifest.
+    let Document::Manifest(mut manifest) = store.document(&one).unwrap() else { panic!() };
+    manifest.annotations.insert("x".to_owned(), "y".to_owned());
+    let bytes = serde_json::to_vec(&manifest).unwrap();
+    let mut addition = store.begin().unwrap();
+    addition.add_bytes(&bytes).unwrap();
+    addition.name(Some(reference("d")), Descriptor::of(OCI_MANIFEST, &bytes));
+    addition.commit().unwrap();
+    let usage = store.usage().unwrap();
+    let shared = manifest.config.size + manifest.layers[0].size;
+    assert_eq!(usage.images.iter().map(|i| i.shared).collect::<Vec<_>>(), [shared, 0, shared, shared]);
+}

@@ -5,10 +5,12 @@
 //! | [`reference`] | which image does a user mean? |
 //! | [`digest`] | is this the content that was promised? |
 //! | [`manifest`] | what is an image made of? |
+//! | [`family`] | which of the two families of media types does it speak? |
 //! | [`store`] | where are images kept, so that no crash can damage them? |
 //! | [`transfer`] | how does an image get from one place to another? |
 
 pub mod digest;
+pub mod family;
 pub mod manifest;
 pub mod reference;
 pub mod store;

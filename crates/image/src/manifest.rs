@@ -79,13 +79,7 @@ impl Descriptor {
 
     /// Whether it leads to a layer of a file system.
     pub fn is_layer(&self) -> bool {
-        let kind = self.media_type.as_str();
-        let oci = kind.strip_prefix("application/vnd.oci.image.layer.");
-        let oci = oci.map(|kind| kind.strip_prefix("nondistributable.").unwrap_or(kind));
-        let docker = kind.strip_prefix("application/vnd.docker.image.rootfs.");
-        let docker = docker.map(|kind| kind.strip_prefix("foreign.").unwrap_or(kind));
-        matches!(oci, Some("v1.tar" | "v1.tar+gzip" | "v1.tar+zstd"))
-            || matches!(docker, Some("diff.tar" | "diff.tar.gzip" | "diff.tar.zstd"))
+        crate::family::LayerType::parse(&self.media_type).is_some()
     }
 
     /// Whether it leads to a manifest.

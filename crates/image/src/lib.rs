@@ -6,6 +6,7 @@
 //! | [`digest`] | is this the content that was promised? |
 //! | [`manifest`] | what is an image made of? |
 //! | [`family`] | which of the two families of media types does it speak? |
+//! | [`rootless`] | how does an ordinary user get the ids that an image's files have? |
 //! | [`store`] | where are images kept, so that no crash can damage them? |
 //! | [`transfer`] | how does an image get from one place to another? |
 
@@ -13,6 +14,7 @@ pub mod digest;
 pub mod family;
 pub mod manifest;
 pub mod reference;
+pub mod rootless;
 pub mod store;
 pub mod transfer;
 

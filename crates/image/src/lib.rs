@@ -5,6 +5,7 @@
 //! | [`reference`] | which image does a user mean? |
 //! | [`digest`] | is this the content that was promised? |
 //! | [`manifest`] | what is an image made of? |
+//! | [`layer`] | how does an archive become a tree, and a tree an archive? |
 //! | [`family`] | which of the two families of media types does it speak? |
 //! | [`rootless`] | how does an ordinary user get the ids that an image's files have? |
 //! | [`store`] | where are images kept, so that no crash can damage them? |
@@ -12,6 +13,7 @@
 
 pub mod digest;
 pub mod family;
+pub mod layer;
 pub mod manifest;
 pub mod reference;
 pub mod rootless;

@@ -3,5 +3,9 @@
 //! | module | question |
 //! |---|---|
 //! | [`tar`] | how does a tar archive become entries, and entries an archive? |
+//! | [`compress`] | how are layers compressed? |
+//! | [`pipe`] | how do bytes get from one thread to another? |
 
+pub mod compress;
+pub mod pipe;
 pub mod tar;

@@ -3,9 +3,15 @@
 //! | module | question |
 //! |---|---|
 //! | [`tar`] | how does a tar archive become entries, and entries an archive? |
+//! | [`apply`] | how does a layer's archive become a tree? |
+//! | [`whiteout`] | how does a layer say that something is gone? |
+//! | [`tree`] | what can be done with a whole tree? |
 //! | [`compress`] | how are layers compressed? |
 //! | [`pipe`] | how do bytes get from one thread to another? |
 
+pub mod apply;
 pub mod compress;
 pub mod pipe;
 pub mod tar;
+pub mod tree;
+pub mod whiteout;

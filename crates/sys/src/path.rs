@@ -100,6 +100,11 @@ pub fn open(root: BorrowedFd<'_>, path: &Path, links: Links) -> io::Result<Owned
     resolve(root, path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY, Mode::empty(), links)
 }
 
+/// Open a directory in `root` for reading; links mean what they mean to a process in the root.
+pub fn open_dir(root: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
+    resolve(root, path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty(), Links::Follow)
+}
+
 /// The directory `path` in `root`, made with all its parents (mode 0755) where it is missing.
 pub fn make_dirs(root: BorrowedFd<'_>, path: &Path, links: Links) -> io::Result<OwnedFd> {
     make_dirs_below(root, path, links, 40)

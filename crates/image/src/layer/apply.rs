@@ -1,0 +1,589 @@
+//! How does a layer's archive become a tree? In one pass, and never outside the tree, whatever the archive says.
+//!
+//! Every path is taken apart; each folder on the way is opened in the one before, never through a symbolic link. A folder that is
+//! a link is resolved by the kernel within the root (openat2, `RESOLVE_IN_ROOT`). The last part of a path is never followed: what
+//! stands there is replaced. The descriptors of the last path's folders are kept, since the next entry mostly lies beside it.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{BufRead, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags};
+use rustix::io::Errno;
+
+use super::tar::{Header, Kind, Reader};
+use super::tree::remove_tree;
+use super::whiteout::{Attribute, Meaning, Privilege, attribute, meaning};
+
+/// The attribute in which an owner is noted that the kernel would not let us set: `UID:GID:MODE` in octal.
+pub const OWNER: &str = "user.berth.owner";
+/// The attribute in which a device is noted that the kernel would not let us make: `c:MAJOR:MINOR`.
+pub const DEVICE: &str = "user.berth.device";
+
+/// Folders whose descriptors are kept.
+const KEPT: usize = 64;
+
+/// What becomes of what lower layers have, where this one says that it is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whiteouts {
+    /// The tree holds the lower layers: it is removed.
+    Remove,
+    /// The tree holds this layer alone, to be stacked by overlayfs: it is noted.
+    Note(Privilege),
+}
+
+/// Whether entries get the owners that they name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    Keep,
+    /// All are ours; whose they should be is noted ([`OWNER`]).
+    Note,
+}
+
+/// Device nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Devices {
+    Make,
+    /// An empty file stands for each ([`DEVICE`]).
+    Note,
+}
+
+/// How a layer is applied.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    pub whiteouts: Whiteouts,
+    pub owner: Owner,
+    pub devices: Devices,
+}
+
+impl Options {
+    /// What this process is able to do. `mapped`: other ids than the own one can be given to files.
+    pub fn own(whiteouts: Whiteouts, mapped: bool) -> Options {
+        let owner = if mapped { Owner::Keep } else { Owner::Note };
+        let devices = match Privilege::own() {
+            Privilege::Root => Devices::Make,
+            Privilege::User => Devices::Note,
+        };
+        Options { whiteouts, owner, devices }
+    }
+}
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    pub entries: u64,
+    /// Of all files' contents.
+    pub bytes: u64,
+}
+
+/// Apply a layer to the tree at `root`. The reader is left behind the archive's end.
+pub fn apply(from: impl BufRead, root: BorrowedFd<'_>, options: Options) -> Result<Applied> {
+    let mut reader = Reader::new(from);
+    let mut apply = Apply {
+        root,
+        options,
+        own: sys::user::effective_ids(),
+        above: Vec::new(),
+        new: HashSet::new(),
+        noted: HashSet::new(),
+        times: HashMap::new(),
+        applied: Applied::default(),
+    };
+    while let Some(header) = reader.entry()? {
+        apply.entry(&header, &mut reader).with_context(|| format!("entry {}", header.title()))?;
+    }
+    apply.finish()?;
+    Ok(apply.applied)
+}
+
+/// A folder on the way to the last entry.
+struct Above {
+    name: Vec<u8>,
+    /// None: closed, since too many are open.
+    fd: Option<OwnedFd>,
+    /// What is made in it gets its group.
+    group: bool,
+}
+
+struct Apply<'a> {
+    root: BorrowedFd<'a>,
+    options: Options,
+    own: (u32, u32),
+    above: Vec<Above>,
+    /// Inodes of what this layer brought ([`Whiteouts::Remove`]).
+    new: HashSet<u64>,
+    /// Paths of whiteouts that this layer brought ([`Whiteouts::Note`]).
+    noted: HashSet<Vec<u8>>,
+    /// Folders and their times, which are set when nothing is made in them any more.
+    times: HashMap<Vec<u8>, (i64, u32)>,
+    applied: Applied,
+}
+
+/// The parts of an entry's path; `.` and `..` are taken by their words.
+fn parts(path: &[u8]) -> Result<Vec<&[u8]>> {
+    let mut parts = Vec::new();
+    for part in path.split(|b| *b == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => ensure!(parts.pop().is_some(), "the path leads out of the root"),
+            part => {
+                ensure!(part.len() <= 255, "a name of more than 255 bytes");
+                parts.push(part);
+            }
+        }
+    }
+    Ok(parts)
+}
+
+fn name(part: &[u8]) -> &OsStr {
+    OsStr::from_bytes(part)
+}
+
+fn join(parts: &[&[u8]]) -> Vec<u8> {
+    parts.join(&b'/')
+}
+
+impl Apply<'_> {
+    fn entry(&mut self, header: &Header, content: &mut Reader<impl BufRead>) -> Result<()> {
+        self.applied.entries += 1;
+        let parts = parts(&header.path)?;
+        let Some((last, above)) = parts.split_last() else {
+            ensure!(header.kind == Kind::Directory, "the root is no folder");
+            let root = rustix::fs::openat(self.root, ".", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+            self.metadata(root.as_fd(), header)?;
+            self.times.insert(Vec::new(), header.mtime);
+            return Ok(());
+        };
+        match meaning(last) {
+            Meaning::Plain => self.plain(header, content, above, last, &parts),
+            Meaning::Reserved => Ok(()),
+            Meaning::Whiteout(gone) => {
+                ensure!(!matches!(gone, b"" | b"." | b".."), "a whiteout of no name");
+                self.gone(above, gone)
+            }
+            Meaning::Opaque => self.opaque(above),
+        }
+    }
+
+    /// The folder of an entry, made where it is missing. Leaves it as the last of `above`.
+    fn folder(&mut self, parts: &[&[u8]]) -> Result<()> {
+        let same = self.above.iter().zip(parts).take_while(|(a, part)| a.name == **part).count();
+        self.above.truncate(same);
+        for depth in same..parts.len() {
+            self.reopen(&parts[..depth])?;
+            let dir = self.last();
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let open = || rustix::fs::openat(dir, name(parts[depth]), flags, Mode::empty());
+            let fd = match open() {
+                Err(Errno::NOENT) => {
+                    rustix::fs::mkdirat(dir, name(parts[depth]), Mode::from_raw_mode(0o755))?;
+                    let fd = open()?;
+                    // Nobody says what it should be like: the same everywhere, at least.
+                    rustix::fs::fchmod(&fd, Mode::from_raw_mode(0o755))?;
+                    self.own(fd.as_fd(), (0, 0))?;
+                    self.times.insert(join(&parts[..=depth]), (0, 0));
+                    fd
+                }
+                Err(Errno::NOTDIR | Errno::LOOP) => self.through_link(&parts[..=depth])?,
+                other => other?,
+            };
+            let stat = rustix::fs::fstat(&fd)?;
+            // With what is in it the folder is this layer's, too.
+            if self.options.whiteouts == Whiteouts::Remove {
+                self.new.insert(stat.st_ino);
+            }
+            let group = stat.st_mode & 0o2000 != 0;
+            if let Some(far) = self.above.len().checked_sub(KEPT) {
+                self.above[far].fd = None;
+            }
+            self.above.push(Above { name: parts[depth].to_vec(), fd: Some(fd), group });
+        }
+        self.reopen(parts)
+    }
+
+    /// Deep in a tree, those further up were closed.
+    fn reopen(&mut self, parts: &[&[u8]]) -> Result<()> {
+        if let Some(above) = self.above.last_mut()
+            && above.fd.is_none()
+        {
+            above.fd = Some(sys::path::open_dir(self.root, Path::new(name(&join(parts))))?);
+        }
+        Ok(())
+    }
+
+    fn last(&self) -> BorrowedFd<'_> {
+        self.above.last().and_then(|a| a.fd.as_ref()).map_or(self.root, |fd| fd.as_fd())
+    }
+
+    /// A folder that is a link, to where it leads within the root.
+    fn through_link(&self, parts: &[&[u8]]) -> Result<OwnedFd> {
+        let path = join(parts);
+        sys::path::open_dir(self.root, Path::new(name(&path)))
+            .with_context(|| format!("{} is no folder", path.escape_ascii()))
+    }
+
+    fn plain(
+        &mut self,
+        header: &Header,
+        content: &mut Reader<impl BufRead>,
+        above: &[&[u8]],
+        last: &[u8],
+        parts: &[&[u8]],
+    ) -> Result<()> {
+        self.folder(above)?;
+        if header.kind == Kind::Directory {
+            return self.directory(header, last, parts);
+        }
+        match self.make(header, content, last) {
+            Err(e) if is(&e, Errno::EXIST) => {
+                self.remove(last, parts)?;
+                self.make(header, content, last)?;
+            }
+            other => other?,
+        }
+        if self.options.whiteouts == Whiteouts::Remove {
+            let stat = rustix::fs::statat(self.last(), name(last), AtFlags::SYMLINK_NOFOLLOW)?;
+            self.new.insert(stat.st_ino);
+        }
+        Ok(())
+    }
+
+    /// Make room for another entry.
+    fn remove(&mut self, last: &[u8], parts: &[&[u8]]) -> Result<()> {
+        let path = join(parts);
+        self.times.remove(&path);
+        self.noted.remove(&path);
+        Ok(remove_tree(self.last(), name(last))?)
+    }
+
+    fn directory(&mut self, header: &Header, last: &[u8], parts: &[&[u8]]) -> Result<()> {
+        let path = join(parts);
+        let mode = Mode::from_raw_mode(0o700);
+        let mut opaque = false;
+        match rustix::fs::mkdirat(self.last(), name(last), mode) {
+            Err(Errno::EXIST) => {
+                let stat = rustix::fs::statat(self.last(), name(last), AtFlags::SYMLINK_NOFOLLOW)?;
+                if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+                    // The folder below is gone, and this is a new one.
+                    opaque = self.noted.contains(&path);
+                    self.remove(last, parts)?;
+                    rustix::fs::mkdirat(self.last(), name(last), mode)?;
+                }
+            }
+            other => other?,
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(self.last(), name(last), flags, Mode::empty())?;
+        if opaque {
+            self.note_opaque(fd.as_fd())?;
+        }
+        self.metadata(fd.as_fd(), header)?;
+        if self.options.whiteouts == Whiteouts::Remove {
+            self.new.insert(rustix::fs::fstat(&fd)?.st_ino);
+        }
+        self.times.insert(path, header.mtime);
+        Ok(())
+    }
+
+    /// Make what is no folder.
+    fn make(&mut self, header: &Header, content: &mut Reader<impl BufRead>, last: &[u8]) -> Result<()> {
+        let dir = self.last();
+        let last = name(last);
+        let device = match header.kind {
+            Kind::File => return self.file(header, content, last),
+            Kind::Hardlink => return self.hard_link(header, last),
+            Kind::Character | Kind::Block if self.options.devices == Devices::Note => {
+                return self.noted_device(header, last);
+            }
+            Kind::Character => FileType::CharacterDevice,
+            Kind::Block => FileType::BlockDevice,
+            Kind::Fifo => FileType::Fifo,
+            Kind::Symlink => {
+                ensure!(!header.link.is_empty(), "a symbolic link to nowhere");
+                rustix::fs::symlinkat(name(&header.link), dir, last)?;
+                return self.metadata_of(header, last);
+            }
+            Kind::Directory => bail!("a folder is no file"),
+        };
+        let number = rustix::fs::makedev(header.device.0, header.device.1);
+        rustix::fs::mknodat(dir, last, device, Mode::from_raw_mode(0o600), number)?;
+        self.metadata_of(header, last)
+    }
+
+    fn file(&mut self, header: &Header, content: &mut Reader<impl BufRead>, last: &OsStr) -> Result<()> {
+        let mut file = self.new_file(last)?;
+        match &header.pieces {
+            None => loop {
+                let bytes = content.fill_buf()?;
+                if bytes.is_empty() {
+                    break;
+                }
+                file.write_all(bytes)?;
+                let n = bytes.len();
+                self.applied.bytes += n as u64;
+                content.consume(n);
+            },
+            Some(pieces) => {
+                file.set_len(header.size).context("a sparse file")?;
+                for (mut offset, mut left) in pieces.iter().copied() {
+                    while left > 0 {
+                        let bytes = content.fill_buf()?;
+                        let n = left.min(bytes.len() as u64);
+                        file.write_all_at(&bytes[..n as usize], offset)?;
+                        content.consume(n as usize);
+                        (offset, left) = (offset + n, left - n);
+                        self.applied.bytes += n;
+                    }
+                }
+            }
+        }
+        self.metadata(file.as_fd(), header)?;
+        Ok(rustix::fs::futimens(&file, &times(header.mtime))?)
+    }
+
+    fn new_file(&self, last: &OsStr) -> rustix::io::Result<File> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(self.last(), last, flags, Mode::from_raw_mode(0o600)).map(File::from)
+    }
+
+    fn noted_device(&mut self, header: &Header, last: &OsStr) -> Result<()> {
+        let file = self.new_file(last)?;
+        let kind = if header.kind == Kind::Character { 'c' } else { 'b' };
+        let value = format!("{kind}:{}:{}", header.device.0, header.device.1);
+        rustix::fs::fsetxattr(&file, DEVICE, value.as_bytes(), XattrFlags::empty())
+            .with_context(|| format!("note the device in the attribute {DEVICE}"))?;
+        self.metadata(file.as_fd(), header)?;
+        Ok(rustix::fs::futimens(&file, &times(header.mtime))?)
+    }
+
+    fn hard_link(&mut self, header: &Header, last: &OsStr) -> Result<()> {
+        let leads = || format!("a hard link to {}, which is not there", header.link.escape_ascii());
+        let parts = parts(&header.link).context("a hard link")?;
+        let Some((target, above)) = parts.split_last() else { bail!("a hard link to the root") };
+        let path = join(above);
+        let dir = sys::path::open_dir(self.root, Path::new(name(&path))).with_context(leads)?;
+        match rustix::fs::linkat(&dir, name(target), self.last(), last, AtFlags::empty()) {
+            Err(Errno::EXIST) => {
+                let stat = |dir: BorrowedFd<'_>, name: &OsStr| {
+                    rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map(|s| (s.st_dev, s.st_ino))
+                };
+                // It is there already, perhaps as the very same name.
+                if stat(dir.as_fd(), name(target)).with_context(leads)? == stat(self.last(), last)? {
+                    return Ok(());
+                }
+                Err(Errno::EXIST.into())
+            }
+            Err(Errno::NOENT) => Err(Errno::NOENT).with_context(leads),
+            other => Ok(other?),
+        }
+    }
+
+    // What there is to say of an entry. The order: owners take setuid bits and capabilities away.
+
+    fn metadata(&self, fd: BorrowedFd<'_>, header: &Header) -> Result<()> {
+        self.own(fd, (header.uid, header.gid))?;
+        rustix::fs::fchmod(fd, Mode::from_raw_mode(header.mode))?;
+        for (key, value) in &header.xattrs {
+            if wanted(key)? {
+                rustix::fs::fsetxattr(fd, name(key), value, XattrFlags::empty())
+                    .with_context(|| format!("attribute {}", key.escape_ascii()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same for what must not be opened.
+    fn metadata_of(&self, header: &Header, last: &OsStr) -> Result<()> {
+        let dir = self.last();
+        if self.options.owner == Owner::Keep {
+            let (uid, gid) = ids((header.uid, header.gid));
+            rustix::fs::chownat(dir, last, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        if header.kind != Kind::Symlink {
+            rustix::fs::chmodat(dir, last, Mode::from_raw_mode(header.mode), AtFlags::empty())?;
+        }
+        for (key, value) in &header.xattrs {
+            if wanted(key)? {
+                let path = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(last);
+                rustix::fs::lsetxattr(&path, name(key), value, XattrFlags::empty())
+                    .with_context(|| format!("attribute {}", key.escape_ascii()))?;
+            }
+        }
+        Ok(rustix::fs::utimensat(dir, last, &times(header.mtime), AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
+    fn own(&self, fd: BorrowedFd<'_>, owner: (u32, u32)) -> Result<()> {
+        match self.options.owner {
+            Owner::Keep => {
+                let inherited = self.above.last().is_some_and(|a| a.group);
+                if owner != self.own || inherited {
+                    let (uid, gid) = ids(owner);
+                    rustix::fs::fchown(fd, Some(uid), Some(gid))
+                        .with_context(|| format!("give it to {}:{}", owner.0, owner.1))?;
+                }
+            }
+            Owner::Note if owner == (0, 0) => {}
+            Owner::Note => {
+                let value = format!("{}:{}", owner.0, owner.1);
+                rustix::fs::fsetxattr(fd, OWNER, value.as_bytes(), XattrFlags::empty())
+                    .with_context(|| format!("note the owner in the attribute {OWNER}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn note_opaque(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        let Whiteouts::Note(privilege) = self.options.whiteouts else { return Ok(()) };
+        rustix::fs::fsetxattr(fd, privilege.opaque(), b"y", XattrFlags::empty())
+            .with_context(|| format!("attribute {}", privilege.opaque()))
+    }
+
+    // Whiteouts
+
+    /// Without making it.
+    fn find(&self, parts: &[&[u8]]) -> Result<Option<OwnedFd>> {
+        let path = join(parts);
+        match sys::path::open_dir(self.root, Path::new(name(&path))) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(e)
+                if matches!(
+                    e.raw_os_error().map(Errno::from_raw_os_error),
+                    Some(Errno::NOENT | Errno::NOTDIR)
+                ) =>
+            {
+                Ok(None)
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn gone(&mut self, above: &[&[u8]], gone: &[u8]) -> Result<()> {
+        match self.options.whiteouts {
+            Whiteouts::Remove => {
+                let Some(dir) = self.find(above)? else { return Ok(()) };
+                let stat = match rustix::fs::statat(&dir, name(gone), AtFlags::SYMLINK_NOFOLLOW) {
+                    Err(Errno::NOENT) => return Ok(()),
+                    other => other?,
+                };
+                if !self.new.contains(&stat.st_ino) {
+                    self.above.clear();
+                    return Ok(remove_tree(dir.as_fd(), name(gone))?);
+                }
+                // What this layer brings stays, and what was in it before goes.
+                if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                    self.remove_old(dir.as_fd(), name(gone))?;
+                }
+                Ok(())
+            }
+            Whiteouts::Note(_) => {
+                self.folder(above)?;
+                let nothing = rustix::fs::makedev(0, 0);
+                let mode = Mode::empty();
+                match rustix::fs::mknodat(self.last(), name(gone), FileType::CharacterDevice, mode, nothing) {
+                    Ok(()) => {
+                        self.noted.insert(join(&[above, &[gone]].concat()));
+                        Ok(())
+                    }
+                    Err(Errno::EXIST) => {
+                        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                        match rustix::fs::openat(self.last(), name(gone), flags, Mode::empty()) {
+                            Ok(fd) => self.note_opaque(fd.as_fd()),
+                            // What is no folder hides everything as it is.
+                            Err(Errno::NOTDIR | Errno::LOOP) => Ok(()),
+                            Err(e) => Err(e.into()),
+                        }
+                    }
+                    Err(e) => Err(e).context("make a whiteout"),
+                }
+            }
+        }
+    }
+
+    fn opaque(&mut self, above: &[&[u8]]) -> Result<()> {
+        match self.options.whiteouts {
+            Whiteouts::Remove => {
+                let Some(dir) = self.find(above)? else { return Ok(()) };
+                self.remove_old(dir.as_fd(), OsStr::new("."))
+            }
+            Whiteouts::Note(_) => {
+                self.folder(above)?;
+                self.note_opaque(self.last())
+            }
+        }
+    }
+
+    /// Remove what this layer did not bring, from a folder and all below.
+    fn remove_old(&mut self, dir: BorrowedFd<'_>, folder: &OsStr) -> Result<()> {
+        self.above.clear();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut open = vec![rustix::fs::openat(dir, folder, flags, Mode::empty())?];
+        while let Some(dir) = open.pop() {
+            for child in sys::path::list(dir.as_fd())? {
+                let stat = rustix::fs::statat(&dir, &child, AtFlags::SYMLINK_NOFOLLOW)?;
+                if !self.new.contains(&stat.st_ino) {
+                    remove_tree(dir.as_fd(), &child)?;
+                } else if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                    open.push(rustix::fs::openat(&dir, &child, flags, Mode::empty())?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Folders get their times when nothing is made in them any more.
+    fn finish(&self) -> Result<()> {
+        let mut all: Vec<_> = self.times.iter().collect();
+        all.sort_unstable();
+        let mut parent: Option<(&[u8], Option<OwnedFd>)> = None;
+        for (path, mtime) in all {
+            let (above, last) = match path.iter().rposition(|b| *b == b'/') {
+                Some(at) => (&path[..at], &path[at + 1..]),
+                None if path.is_empty() => (&path[..], &b"."[..]),
+                None => (&path[..0], &path[..]),
+            };
+            if parent.as_ref().is_none_or(|(known, _)| *known != above) {
+                parent = Some((above, self.find(&[above])?));
+            }
+            // It may have been removed again.
+            let Some((_, Some(dir))) = &parent else { continue };
+            match rustix::fs::utimensat(dir, name(last), &times(*mtime), AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(e) => return Err(e).with_context(|| format!("set the time of {}", path.escape_ascii())),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is(e: &anyhow::Error, errno: Errno) -> bool {
+    e.downcast_ref::<Errno>() == Some(&errno)
+}
+
+fn ids((uid, gid): (u32, u32)) -> (rustix::fs::Uid, rustix::fs::Gid) {
+    (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid))
+}
+
+/// Whether an attribute is to be set; an error if it must not be.
+fn wanted(key: &[u8]) -> Result<bool> {
+    match attribute(key) {
+        Attribute::Kept => Ok(true),
+        Attribute::Dropped => Ok(false),
+        Attribute::Refused => {
+            bail!("attribute {}: overlayfs would show other files than the layer has", key.escape_ascii())
+        }
+    }
+}
+
+fn times((seconds, nanos): (i64, u32)) -> Timestamps {
+    let time = Timespec { tv_sec: seconds, tv_nsec: i64::from(nanos) };
+    Timestamps { last_access: time, last_modification: time }
+}
+
+#[cfg(test)]
+mod tests;

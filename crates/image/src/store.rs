@@ -24,6 +24,7 @@
 //! locks: `lock`, then `index.lock`.
 
 mod addition;
+mod endpoint;
 mod layers;
 mod names;
 mod sweep;
@@ -42,6 +43,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 pub use addition::{Addition, Blob, Tree, Writer};
+pub use endpoint::{Reading, Receiving, Unpack};
 pub use layers::{Holder, Layer};
 pub use names::Image;
 pub use sweep::{Freed, Reached, Wait};

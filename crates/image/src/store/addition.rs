@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::layers::{Holder, Layer};
 use super::{INDEX_LOCK, LOCK, Lease, Store, TMP};
 use crate::digest::{Algorithm, Digest, Hasher};
+use crate::layer::tree::remove_tree;
 use crate::manifest::Descriptor;
 use crate::reference::Reference;
 
@@ -54,9 +55,7 @@ impl Drop for Temporary {
 pub(super) fn remove(dir: BorrowedFd<'_>, path: &str) -> io::Result<()> {
     match rustix::fs::unlinkat(dir, path, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(Errno::ISDIR | Errno::PERM) => {
-            std::fs::remove_dir_all(format!("/proc/self/fd/{}/{path}", dir.as_raw_fd()))
-        }
+        Err(Errno::ISDIR | Errno::PERM) => remove_tree(dir, path.as_ref()),
         Err(e) => Err(e.into()),
     }
 }
@@ -292,6 +291,11 @@ impl Addition<'_> {
         let digest = blob.digest.clone();
         self.add(blob);
         Ok(digest)
+    }
+
+    /// Whether a blob is part of this already.
+    pub fn brings(&self, digest: &Digest) -> bool {
+        self.blobs.iter().any(|b| b.digest == *digest)
     }
 
     /// A layer, unpacked in `tree`, is part of this.

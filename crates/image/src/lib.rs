@@ -10,6 +10,7 @@
 //! | [`rootless`] | how does an ordinary user get the ids that an image's files have? |
 //! | [`store`] | where are images kept, so that no crash can damage them? |
 //! | [`transfer`] | how does an image get from one place to another? |
+//! | [`transport`] | where else do images live? |
 
 pub mod digest;
 pub mod family;
@@ -19,6 +20,7 @@ pub mod reference;
 pub mod rootless;
 pub mod store;
 pub mod transfer;
+pub mod transport;
 
 pub use digest::Digest;
 pub use reference::Reference;

@@ -143,6 +143,21 @@ pub enum Document {
 }
 
 impl Document {
+    /// The media type of a document that nobody announced: its own word, or what its fields say.
+    pub fn media_type(bytes: &[u8]) -> Result<String> {
+        ensure!(
+            bytes.len() as u64 <= MANIFEST_MOST,
+            "manifest of {} bytes, at most {MANIFEST_MOST}",
+            bytes.len()
+        );
+        let fields: Fields = serde_json::from_slice(bytes).context("manifest")?;
+        Ok(match fields.media_type {
+            Some(own) => own,
+            None if fields.manifests.is_some() => OCI_INDEX.to_owned(),
+            None => OCI_MANIFEST.to_owned(),
+        })
+    }
+
     /// Read a document that was announced as `media_type`.
     pub fn parse(media_type: &str, bytes: &[u8]) -> Result<Document> {
         ensure!(

@@ -132,6 +132,11 @@ impl<R: BufRead> Reader<R> {
     }
 
     /// What it reads from.
+    pub fn get_ref(&self) -> &R {
+        &self.from
+    }
+
+    /// What it reads from.
     pub fn into_inner(self) -> R {
         self.from
     }

@@ -7,6 +7,7 @@
 //! | [`manifest`] | what is an image made of? |
 //! | [`layer`] | how does an archive become a tree, and a tree an archive? |
 //! | [`family`] | which of the two families of media types does it speak? |
+//! | [`registry`] | how does an image come from a registry, and go there? |
 //! | [`rootless`] | how does an ordinary user get the ids that an image's files have? |
 //! | [`store`] | where are images kept, so that no crash can damage them? |
 //! | [`transfer`] | how does an image get from one place to another? |
@@ -17,6 +18,7 @@ pub mod family;
 pub mod layer;
 pub mod manifest;
 pub mod reference;
+pub mod registry;
 pub mod rootless;
 pub mod store;
 pub mod transfer;

@@ -322,13 +322,22 @@ pub struct Replacement {
 
 impl Replacement {
     pub fn new(path: &Path) -> Result<Replacement> {
+        Replacement::with_mode(path, 0o666)
+    }
+
+    /// One that nobody else may read.
+    pub fn private(path: &Path) -> Result<Replacement> {
+        Replacement::with_mode(path, 0o600)
+    }
+
+    fn with_mode(path: &Path, mode: u32) -> Result<Replacement> {
         let making = || format!("write {}", path.display());
         let name = path.file_name().with_context(making)?;
         for attempt in 0..1000 {
             let new = format!(".{}.{}-{attempt}", name.to_string_lossy(), std::process::id());
             let temporary = path.with_file_name(new);
             let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-            match rustix::fs::open(&temporary, flags, Mode::from_raw_mode(0o666)) {
+            match rustix::fs::open(&temporary, flags, Mode::from_raw_mode(mode)) {
                 Ok(fd) => {
                     return Ok(Replacement {
                         file: fd.into(),

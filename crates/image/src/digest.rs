@@ -26,6 +26,13 @@ impl Algorithm {
         }
     }
 
+    /// The digest of some bytes.
+    pub fn digest(self, bytes: &[u8]) -> Digest {
+        let mut hasher = Hasher::new(self);
+        hasher.update(bytes);
+        hasher.finish()
+    }
+
     /// Hexadecimal digits of a digest.
     pub fn digits(self) -> usize {
         match self {

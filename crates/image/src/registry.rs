@@ -5,7 +5,13 @@
 //! | [`hosts`] | where is a registry, and how is it spoken to? |
 //! | [`credentials`] | who are we to it? |
 //! | [`challenge`] | what does it want to see? |
+//! | [`http`] | one request: credentials, redirections, what is tried again |
+//! | [`client`] | how does an image come from a registry, and go there? |
+//! | [`replay`] | how is a stream sent again from where it was cut? |
 
 pub mod challenge;
+pub mod client;
 pub mod credentials;
 pub mod hosts;
+pub mod http;
+pub mod replay;

@@ -7,6 +7,7 @@
 //! | [`manifest`] | what is an image made of? |
 //! | [`layer`] | how does an archive become a tree, and a tree an archive? |
 //! | [`family`] | which of the two families of media types does it speak? |
+//! | [`platform`] | for which machine is an image? |
 //! | [`registry`] | how does an image come from a registry, and go there? |
 //! | [`rootless`] | how does an ordinary user get the ids that an image's files have? |
 //! | [`store`] | where are images kept, so that no crash can damage them? |
@@ -17,6 +18,7 @@ pub mod digest;
 pub mod family;
 pub mod layer;
 pub mod manifest;
+pub mod platform;
 pub mod reference;
 pub mod registry;
 pub mod rootless;

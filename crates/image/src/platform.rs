@@ -68,7 +68,8 @@ impl FromStr for Platform {
         let parts: Vec<_> = text.split('/').collect();
         let bad = |what: &str| error(Kind::BadInput, format!("platform {text:?}: {what}"));
         let sound = |p: &&str| {
-            !p.is_empty() && p.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+            p.starts_with(|c: char| c.is_ascii_alphanumeric())
+                && p.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
         };
         if parts.len() > PARTS_MOST || !parts.iter().all(sound) {
             return Err(bad("expected OS/ARCHITECTURE[/VARIANT], as in linux/arm64 or linux/arm/v7"));

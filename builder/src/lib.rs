@@ -1,0 +1,2 @@
+//! Images without a daemon.
+pub mod format;

@@ -9,6 +9,7 @@
 //! | [`family`] | which of the two families of media types does it speak? |
 //! | [`platform`] | for which machine is an image? |
 //! | [`registry`] | how does an image come from a registry, and go there? |
+//! | [`rootfs`] | how do layers become a root file system? |
 //! | [`rootless`] | how does an ordinary user get the ids that an image's files have? |
 //! | [`store`] | where are images kept, so that no crash can damage them? |
 //! | [`transfer`] | how does an image get from one place to another? |
@@ -21,6 +22,7 @@ pub mod manifest;
 pub mod platform;
 pub mod reference;
 pub mod registry;
+pub mod rootfs;
 pub mod rootless;
 pub mod store;
 pub mod transfer;

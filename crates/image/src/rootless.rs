@@ -84,7 +84,7 @@ fn ranges(text: &str, uid: u32, name: Option<&str>) -> Vec<Range> {
 }
 
 /// The lines of an id map: the own id is root, those of the ranges follow from 1 on.
-fn map(own: u32, ranges: &[Range]) -> Vec<(u32, u32, u32)> {
+pub fn map(own: u32, ranges: &[Range]) -> Vec<(u32, u32, u32)> {
     let mut map = vec![(0, own, 1)];
     let mut next = 1;
     for range in ranges {

@@ -13,6 +13,7 @@
 //!     blobs.json          the blobs that were seen to hold it, and how they were compressed
 //!     layer.json          bytes and entries of the tree
 //!     tree/               unpacked, in the form that overlayfs stacks; there only when it is whole and on the disk
+//!   mounts/               a record for each mount of an image, and the folders of those that have none of their own
 //!   tmp/                  what is not whole yet: trees, blobs where the file system knows no nameless files (O_TMPFILE), and
 //!                         journals; each is locked by its writer, and undone by the next command once nobody does
 //! ```
@@ -24,8 +25,10 @@
 //! locks: `lock`, then `index.lock`.
 
 mod addition;
+mod check;
 mod endpoint;
 mod layers;
+mod mounts;
 mod names;
 mod sweep;
 mod usage;
@@ -43,8 +46,10 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 pub use addition::{Addition, Blob, Tree, Writer};
+pub use check::Damage;
 pub use endpoint::{Reading, Receiving, Unpack};
 pub use layers::{Holder, Layer};
+pub use mounts::Mounted;
 pub use names::Image;
 pub use sweep::{Freed, Reached, Wait};
 pub use usage::{ImageUsage, Usage};

@@ -1,11 +1,17 @@
 //! What can be done with a whole tree, however deep, and whatever is in it?
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
-use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
+use sys::path::Links;
+
+use crate::digest::{Algorithm, Digest, Hasher};
 
 /// Remove what is called `name` in `dir`, with all below it; that it is not there is fine. Links are removed, not followed. Folders
 /// in folders are moved up first, so that neither the stack nor the descriptors are as many as the tree is deep.
@@ -74,12 +80,80 @@ pub fn remove_tree(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     Ok(rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)?)
 }
 
+/// A digest of a tree's names and of all that its inodes say: kinds, modes, owners, sizes, times of change of the contents, links.
+/// The contents themselves are not read.
+pub fn fingerprint(root: BorrowedFd<'_>) -> io::Result<Digest> {
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    let mut inodes: HashMap<u64, u64> = HashMap::new();
+    let mut open = vec![PathBuf::new()];
+    while let Some(path) = open.pop() {
+        let dir = sys::path::locate_dir(root, &path, Links::Refuse)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = rustix::fs::openat(&dir, ".", flags, Mode::empty())?;
+        let mut names = sys::path::list(dir.as_fd())?;
+        names.sort();
+        hasher.update(path.as_os_str().as_bytes());
+        hasher.update(b"\0");
+        let mut below = Vec::new();
+        for name in names {
+            let stat = rustix::fs::statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+            let kind = FileType::from_raw_mode(stat.st_mode);
+            // Which of the names are one file, but not which inode that is.
+            let next = inodes.len() as u64;
+            let same = if stat.st_nlink > 1 && kind != FileType::Directory {
+                *inodes.entry(stat.st_ino).or_insert(next)
+            } else {
+                u64::MAX
+            };
+            let size = if kind == FileType::RegularFile { stat.st_size } else { 0 };
+            let (mode, rdev) = (stat.st_mode, stat.st_rdev);
+            let line = format!(
+                " {mode:o} {} {} {size} {}.{} {rdev} {same}",
+                stat.st_uid, stat.st_gid, stat.st_mtime, stat.st_mtime_nsec
+            );
+            hasher.update(name.as_bytes());
+            hasher.update(line.as_bytes());
+            match kind {
+                FileType::Symlink => {
+                    hasher.update(rustix::fs::readlinkat(&dir, &name, Vec::new())?.as_bytes())
+                }
+                FileType::Directory => below.push(path.join(&name)),
+                _ => {}
+            }
+            hasher.update(b"\0");
+        }
+        open.extend(below.into_iter().rev());
+    }
+    Ok(hasher.finish())
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
     use std::os::fd::OwnedFd;
 
     use super::*;
+
+    #[test]
+    fn a_fingerprint_tells_every_change_but_that_of_contents() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir: OwnedFd = fs::File::open(temp.path()).unwrap().into();
+        let at = |name: &str| temp.path().join(name);
+        fs::create_dir_all(at("a/b")).unwrap();
+        fs::write(at("a/b/file"), "x").unwrap();
+        fs::hard_link(at("a/b/file"), at("hard")).unwrap();
+        std::os::unix::fs::symlink("a", at("link")).unwrap();
+        let before = fingerprint(dir.as_fd()).unwrap();
+        assert_eq!(fingerprint(dir.as_fd()).unwrap(), before);
+        fs::set_permissions(at("a/b/file"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        let mode = fingerprint(dir.as_fd()).unwrap();
+        fs::write(at("a/new"), "").unwrap();
+        let new = fingerprint(dir.as_fd()).unwrap();
+        fs::remove_file(at("link")).unwrap();
+        std::os::unix::fs::symlink("b", at("link")).unwrap();
+        let link = fingerprint(dir.as_fd()).unwrap();
+        assert!(before != mode && mode != new && new != link);
+    }
 
     #[test]
     fn deep_and_wide_trees_go_and_what_links_lead_to_stays() {

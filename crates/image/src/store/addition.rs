@@ -182,7 +182,9 @@ impl Store {
         for blob in told.blobs.iter().filter(|b| !reached.blobs.contains(b)) {
             remove(self.fd.as_fd(), &Self::blob_path(blob))?;
         }
-        for layer in told.layers.iter().filter(|l| !reached.layers.contains(l)) {
+        let mounted = self.mounted_layers()?;
+        let needed = |l: &&Digest| reached.layers.contains(*l) || mounted.contains(l);
+        for layer in told.layers.iter().filter(|l| !needed(l)) {
             self.discard(&Self::layer_path(layer))?;
         }
         Ok(true)

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -10,6 +11,7 @@ use super::{Addition, Blob, Holder, Image, Layer, Lease, Store, Tree, Writer};
 use crate::digest::{Algorithm, Digest};
 use crate::layer::apply::{Options, Whiteouts, apply};
 use crate::layer::compress::{Compression, Content, unpacked};
+use crate::layer::tree::fingerprint;
 use crate::layer::whiteout::Privilege;
 use crate::manifest::{CONFIG_MOST, Config, Descriptor, Document, MANIFEST_MOST, Manifest};
 use crate::reference::Reference;
@@ -76,17 +78,17 @@ impl Store {
             }
             let mut addition = self.begin()?;
             let tree = addition.tree()?;
-            let (applied, content) = unpacked(self.blob(&layer.digest)?, |plain| {
-                apply(plain, std::os::fd::AsFd::as_fd(&tree), self.tree_options())
-            })
-            .with_context(|| format!("unpack layer {}", layer.digest))?;
+            let (applied, content) =
+                unpacked(self.blob(&layer.digest)?, |plain| apply(plain, tree.as_fd(), self.tree_options()))
+                    .with_context(|| format!("unpack layer {}", layer.digest))?;
             ensure!(
                 content.digest == *diff_id,
                 "layer {}: it holds {}, not {diff_id} as the config promises",
                 layer.digest,
                 content.digest
             );
-            let unpacked = Layer { bytes: applied.bytes, entries: applied.entries };
+            let fingerprint = Some(fingerprint(tree.as_fd())?);
+            let unpacked = Layer { bytes: applied.bytes, entries: applied.entries, fingerprint };
             addition.add_layer(diff_id.clone(), tree, unpacked);
             let holder = Holder { digest: layer.digest.clone(), size: layer.size, made: None };
             addition.add_holder(diff_id.clone(), holder);
@@ -174,8 +176,9 @@ impl<'a> Receiving<'a> {
         let mut tee = Tee { from: content, to: &mut writer };
         let (layer, content) = unpacked(&mut tee, |plain| match &tree {
             Some(tree) => {
-                let applied = apply(plain, std::os::fd::AsFd::as_fd(tree), self.store.tree_options())?;
-                Ok(Layer { bytes: applied.bytes, entries: applied.entries })
+                let applied = apply(plain, tree.as_fd(), self.store.tree_options())?;
+                let fingerprint = Some(fingerprint(tree.as_fd())?);
+                Ok(Layer { bytes: applied.bytes, entries: applied.entries, fingerprint })
             }
             None => Ok(Layer::default()),
         })?;

@@ -29,12 +29,15 @@ pub struct Holder {
 }
 
 /// What an unpacked layer is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layer {
     /// Of the contents of all files.
     pub bytes: u64,
     /// Files, folders, whiteouts and all else.
     pub entries: u64,
+    /// Of all that the inodes say, but not of the contents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<Digest>,
 }
 
 impl Layer {

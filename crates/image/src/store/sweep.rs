@@ -106,6 +106,7 @@ impl Store {
         if let Some(e) = first {
             return Err(e);
         }
+        let mounted = self.mounted_layers()?;
         let mut freed = Freed::default();
         for (digest, size, _) in self.blobs()? {
             if !reached.blobs.contains(&digest) {
@@ -114,7 +115,7 @@ impl Store {
             }
         }
         for layer in self.layers()? {
-            if !reached.layers.contains(&layer) {
+            if !reached.layers.contains(&layer) && !mounted.contains(&layer) {
                 freed.bytes += self.layer(&layer)?.map_or(0, |l| l.bytes);
                 freed.layers.push(layer);
             }

@@ -181,12 +181,12 @@ fn layers_come_with_what_is_known_of_them_and_go_with_the_image() {
         let mut addition = store.begin().unwrap();
         let tree = addition.tree().unwrap();
         rustix::fs::mkdirat(&tree, "file", Mode::from_raw_mode(0o755)).unwrap();
-        addition.add_layer(diff_id.clone(), tree, Layer { bytes: 5, entries: 1 });
+        addition.add_layer(diff_id.clone(), tree, Layer { bytes: 5, entries: 1, fingerprint: None });
         let holder = Holder { digest: diff_id.clone(), size: 5, made: made.map(str::to_owned) };
         addition.add_holder(diff_id.clone(), holder);
         addition.commit().unwrap();
     }
-    assert_eq!(store.layer(&diff_id).unwrap(), Some(Layer { bytes: 5, entries: 1 }));
+    assert_eq!(store.layer(&diff_id).unwrap(), Some(Layer { bytes: 5, entries: 1, fingerprint: None }));
     assert!(store.tree_place(&diff_id).join("file").exists());
     assert!(std::fs::read_dir(store.root().join(TMP)).unwrap().next().is_none());
     let holders = store.holders(&diff_id).unwrap();
@@ -223,4 +223,32 @@ fn what_is_shared_is_counted_once_and_named_twice_is_not_shared() {
     let usage = store.usage().unwrap();
     let shared = manifest.config.size + manifest.layers[0].size;
     assert_eq!(usage.images.iter().map(|i| i.shared).collect::<Vec<_>>(), [shared, 0, shared, shared]);
+}
+
+#[test]
+fn damage_is_found_told_and_taken_out() {
+    let (_dir, store) = store();
+    add(&store, "a", "one");
+    let target = add(&store, "b", "two");
+    store.tag(&target, &reference("c")).unwrap();
+    assert_eq!(store.check(false).unwrap(), []);
+    std::fs::write(store.root().join(Store::blob_path(&Digest::of(b"two"))), "tow").unwrap();
+    let mut addition = store.begin().unwrap();
+    let tree = addition.tree().unwrap();
+    let fingerprint = Some(crate::layer::tree::fingerprint(tree.as_fd()).unwrap());
+    addition.add_layer(Digest::of(b"one"), tree, Layer { fingerprint, ..Layer::default() });
+    addition.commit().unwrap();
+    assert_eq!(store.check(false).unwrap().len(), 3);
+    std::fs::write(store.tree_place(&Digest::of(b"one")).join("new"), "").unwrap();
+    let told: Vec<_> = store.check(false).unwrap().iter().map(ToString::to_string).collect();
+    assert!(told[0].contains("its content is that of"), "{told:?}");
+    assert!(told[1].contains("files were changed"), "{told:?}");
+    assert!(
+        told[2].starts_with("image b:latest: blob") && told[3].starts_with("image c:latest: blob"),
+        "{told:?}"
+    );
+    assert_eq!(store.check(true).unwrap().len(), 4);
+    assert_eq!(store.check(false).unwrap(), []);
+    assert_eq!(store.images().unwrap().len(), 1);
+    assert_eq!(store.layer(&Digest::of(b"one")).unwrap(), None);
 }

@@ -1,2 +1,17 @@
-//! Images without a daemon.
+//! Images without a daemon: pulled, kept, unpacked, pushed.
+//!
+//! | module | question |
+//! |---|---|
+//! | [`cli`] | what did the user ask for? One file for each verb, or a few that belong together |
+//! | [`environment`] | what does the environment say: where the store is, who we are to registries? |
+//! | [`facts`] | what is there to tell about an image? |
+//! | [`format`] | how are results printed? |
+//! | [`progress`] | what is seen of long work? |
+//! | [`bundle`] | how does an image become an OCI bundle? |
+
+pub mod bundle;
+pub mod cli;
+pub mod environment;
+pub mod facts;
 pub mod format;
+pub mod progress;

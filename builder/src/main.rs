@@ -1,1 +1,5 @@
-fn main() {}
+//! Parse, run, report.
+
+fn main() {
+    std::process::exit(builder::cli::main());
+}

@@ -823,7 +823,7 @@ mod tests {
         for (template, expected) in [
             ("{{.Repository}}:{{.Tag}}", "alpine:3"),
             (r"{{.Repository}}\t{{ .Size }}\n", "alpine\t12\n"),
-            ("{{json .Config}}", r#"{"Env":["A=1"],"Cmd":null}"#),
+            ("{{json .Config}}", r#"{"Cmd":null,"Env":["A=1"]}"#),
             ("{{.Config.Env}} {{.Labels}} {{.Nil}}", "[A=1] map[a:1 b:2] <no value>"),
             ("{{range .List}}<{{.}}>{{end}}", "<x><y>"),
             ("{{range $i, $e := .List}}{{$i}}={{$e}},{{end}}", "0=x,1=y,"),

@@ -127,6 +127,23 @@ impl Store {
         })
     }
 
+    /// Take names from an image, which stays, if need be without any.
+    pub fn unname(&self, target: &Digest, gone: &[Reference]) -> Result<()> {
+        self.change_names(|names| {
+            let mut last = None;
+            for name in gone {
+                match names.named.get(name) {
+                    Some(t) if t.digest == *target => last = names.named.remove(name),
+                    _ => return Err(error(Kind::NotFound, format!("no image {}", name.familiar()))),
+                }
+            }
+            if let Some(target) = last {
+                names.set(None, target);
+            }
+            Ok(())
+        })
+    }
+
     /// Take all names of an image away, and the image without any; these are what returns.
     pub fn forget(&self, target: &Digest) -> Result<Vec<Image>> {
         self.change_names(|names| Ok(names.take_all(target)))

@@ -76,6 +76,16 @@ pub fn blob_name(digest: &Digest) -> String {
     format!("blobs/{}/{}", digest.algorithm().name(), digest.hex())
 }
 
+impl<F: Files + ?Sized> Files for &F {
+    fn open(&self, name: &str) -> Result<(Box<dyn Read + Send + '_>, u64)> {
+        (**self).open(name)
+    }
+
+    fn title(&self) -> String {
+        (**self).title()
+    }
+}
+
 /// A folder's files.
 #[derive(Debug)]
 pub struct Folder {

@@ -1,0 +1,250 @@
+//! The command line: names and flags follow docker, podman and skopeo where these agree.
+
+mod care;
+mod list;
+mod login;
+mod manifest;
+mod root;
+mod transfer;
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use image::Store;
+use image::rootless::{Entered, Subordinate};
+
+use crate::environment::Environment;
+
+/// The program's name in messages.
+pub const PROGRAM: &str = "berth-builder";
+/// Our own failure, or wrong usage.
+const FAILURE: i32 = 125;
+
+const ABOUT: &str = "\
+Keep container images: pull, push, load, save, unpack and inspect them, without a daemon.
+
+Images lie in a store of plain files, /var/lib/berth as root and ~/.local/share/berth otherwise, which any number of
+commands use at once and which no crash can damage. `alpine` means docker.io/library/alpine:latest, as everywhere.";
+
+const EXAMPLE: &str = "\
+Examples:
+  berth-builder pull alpine                           from Docker's registry into the store
+  berth-builder unpack alpine web                     an OCI bundle that berth-runtime runs
+  berth-builder push alpine registry.example/alpine   to another registry
+  berth-builder cp docker://alpine oci:layout:latest  from place to place, past the store
+  docker save web | berth-builder load                out of Docker";
+
+#[derive(Debug, Parser)]
+#[command(name = PROGRAM, about = ABOUT, after_help = EXAMPLE, version, disable_help_subcommand = true)]
+struct Cli {
+    /// Where images are kept [env: BERTH_ROOT]
+    #[arg(long, global = true, value_name = "FOLDER")]
+    root: Option<PathBuf>,
+    /// Print no progress
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Fetch images from registries, layouts or archives
+    Pull(transfer::Pull),
+    /// Send an image to a registry, a layout or an archive
+    Push(transfer::Push),
+    /// List images
+    #[command(visible_alias = "ls")]
+    Images(list::Images),
+    /// Give an image another name
+    Tag(list::Tag),
+    /// Take names from an image, which stays
+    Untag(list::Untag),
+    /// Remove images, or names of images that have several
+    Rmi(list::Rmi),
+    /// Print all that is known of images, as JSON
+    Inspect(list::Inspect),
+    /// Show how an image was made
+    History(list::History),
+    /// Write images to an archive or a folder
+    Save(transfer::Save),
+    /// Read images from an archive
+    Load(transfer::Load),
+    /// Log in to a registry
+    Login(login::Login),
+    /// Log out of a registry
+    Logout(login::Logout),
+    /// Search a registry for repositories
+    Search(login::Search),
+    /// Make and change lists of images for several platforms
+    Manifest(manifest::Manifest),
+    /// Remove images that nobody needs
+    Prune(care::Prune),
+    /// Show what uses the disk
+    Df(care::Df),
+    /// Read everything in the store and say what is damaged
+    Check(care::Check),
+    /// Copy an image between any two places
+    #[command(visible_alias = "copy")]
+    Cp(transfer::Cp),
+    /// Make an OCI bundle of an image: a root file system and a config.json
+    Unpack(root::Unpack),
+    /// Mount an image's root file system, read-only
+    Mount(root::Mount),
+    /// Unmount it
+    #[command(visible_alias = "umount")]
+    Unmount(root::Unmount),
+}
+
+impl Verb {
+    /// Whether it may touch files of other users, which an ordinary user can only in a user namespace.
+    fn needs_ids(&self) -> bool {
+        match self {
+            Verb::Pull(_)
+            | Verb::Load(_)
+            | Verb::Rmi(_)
+            | Verb::Prune(_)
+            | Verb::Check(_)
+            | Verb::Unpack(_) => true,
+            Verb::Mount(_) | Verb::Unmount(_) | Verb::Manifest(_) => true,
+            Verb::Cp(cp) => cp.to_the_store(),
+            Verb::Push(_)
+            | Verb::Images(_)
+            | Verb::Tag(_)
+            | Verb::Untag(_)
+            | Verb::Inspect(_)
+            | Verb::History(_) => false,
+            Verb::Save(_) | Verb::Login(_) | Verb::Logout(_) | Verb::Search(_) | Verb::Df(_) => false,
+        }
+    }
+}
+
+/// What every verb gets.
+#[derive(Debug)]
+pub struct App {
+    pub environment: Environment,
+    pub quiet: bool,
+    /// Before a user namespace was entered.
+    pub user: (u32, u32),
+    pub subordinate: Subordinate,
+}
+
+impl App {
+    pub fn store(&self) -> Result<Store> {
+        Store::open(&self.environment.root)
+    }
+}
+
+/// Flags of all that speaks to registries.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Registry {
+    /// Look at certificates, and speak no plain HTTP (=false: neither)
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    tls_verify: Option<bool>,
+    /// Credentials, instead of those of files
+    #[arg(long, value_name = "USER[:PASSWORD]")]
+    creds: Option<String>,
+    /// The file of credentials [env: REGISTRY_AUTH_FILE]
+    #[arg(long, value_name = "FILE")]
+    authfile: Option<PathBuf>,
+}
+
+impl Registry {
+    pub fn settings(&self, environment: &Environment) -> Result<image::registry::client::Settings> {
+        let login = match self.creds.as_deref().map(|c| c.split_once(':')) {
+            None => None,
+            Some(Some((user, password))) => Some(image::registry::credentials::Credentials::Password {
+                user: user.to_owned(),
+                password: password.to_owned(),
+            }),
+            Some(None) => {
+                let user = self.creds.clone().unwrap_or_default();
+                let password = login::ask_password()?;
+                Some(image::registry::credentials::Credentials::Password { user, password })
+            }
+        };
+        Ok(environment.settings(self.authfile.as_ref(), login, self.tls_verify == Some(false)))
+    }
+}
+
+/// Print a result.
+pub fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // Whoever reads has read enough.
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("write to the standard output"),
+    }
+}
+
+/// Parse, run, report; the exit status.
+pub fn main() -> i32 {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            let wrong = e.use_stderr();
+            // That nobody reads it changes nothing.
+            e.print().unwrap_or_default();
+            return if wrong { FAILURE } else { 0 };
+        }
+    };
+    match run(cli) {
+        Ok(status) => status,
+        Err(e) => {
+            report::print(PROGRAM, &e);
+            FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<i32> {
+    let user = sys::user::effective_ids();
+    let mut environment = Environment::gather(user.0);
+    if let Some(root) = cli.root {
+        environment.root = root;
+    }
+    let mut subordinate = Subordinate::default();
+    if user.0 != 0 && cli.verb.needs_ids() {
+        if image::rootless::has_helpers(&environment.search) {
+            subordinate = Subordinate::of(user.0)?;
+        }
+        if let Entered::Outside(exit) = image::rootless::enter(&subordinate)? {
+            return Ok(exit.status());
+        }
+    }
+    raise_limit();
+    let context = App { environment, quiet: cli.quiet, user, subordinate };
+    match cli.verb {
+        Verb::Pull(args) => transfer::pull(&context, args),
+        Verb::Push(args) => transfer::push(&context, args),
+        Verb::Images(args) => list::images(&context, args),
+        Verb::Tag(args) => list::tag(&context, args),
+        Verb::Untag(args) => list::untag(&context, args),
+        Verb::Rmi(args) => list::rmi(&context, args),
+        Verb::Inspect(args) => list::inspect(&context, args),
+        Verb::History(args) => list::history(&context, args),
+        Verb::Save(args) => transfer::save(&context, args),
+        Verb::Load(args) => transfer::load(&context, args),
+        Verb::Login(args) => login::login(&context, args),
+        Verb::Logout(args) => login::logout(&context, args),
+        Verb::Search(args) => login::search(&context, args),
+        Verb::Manifest(args) => manifest::run(&context, args),
+        Verb::Prune(args) => care::prune(&context, args),
+        Verb::Df(args) => care::df(&context, args),
+        Verb::Check(args) => care::check(&context, args),
+        Verb::Cp(args) => transfer::cp(&context, args),
+        Verb::Unpack(args) => root::unpack(&context, args),
+        Verb::Mount(args) => root::mount(&context, args),
+        Verb::Unmount(args) => root::unmount(&context, args),
+    }
+}
+
+/// Deep trees and many layers need more descriptors than the usual soft limit gives.
+fn raise_limit() {
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current = limit.maximum;
+    // Without it, deep trees fail with a clear error.
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap_or_default();
+}

@@ -1,0 +1,218 @@
+//! Root file systems: unpacked to be kept, or mounted to be looked at.
+
+use std::fs::DirBuilder;
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use image::layer::apply::{Options, Whiteouts, apply};
+use image::layer::compress::unpacked;
+use image::manifest::{Config, Manifest};
+use image::store::Image;
+use image::{Store, rootless};
+use rustix::fs::CWD;
+use serde_json::json;
+
+use super::{App, Registry, print, transfer};
+use crate::bundle::{self, Runner};
+use crate::facts::for_here;
+use crate::format::{Format, rows};
+
+#[derive(Debug, Args)]
+pub struct Unpack {
+    /// A name in the store, or elsewhere: it is pulled if it is not here
+    image: String,
+    /// Made, or empty
+    folder: PathBuf,
+    /// Only the root file system, not in a folder of its own
+    #[arg(long)]
+    rootfs_only: bool,
+    /// For another platform than this machine's
+    #[arg(long, value_name = "OS/ARCHITECTURE")]
+    platform: Option<String>,
+    /// The container's host name
+    #[arg(long, default_value = "berth", value_name = "NAME")]
+    hostname: String,
+    #[command(flatten)]
+    registry: Registry,
+}
+
+#[derive(Debug, Args)]
+pub struct Mount {
+    /// What is mounted is listed, if none is given
+    image: Option<String>,
+    /// One is made in the store, if it is left out
+    folder: Option<PathBuf>,
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Unmount {
+    /// A folder, or what was given to mount
+    #[arg(required_unless_present = "all")]
+    what: Vec<String>,
+    #[arg(long, short)]
+    all: bool,
+}
+
+fn runnable(store: &Store, image: &Image) -> Result<(Manifest, Config)> {
+    let found = for_here(store, &image.target)?;
+    let (_, manifest) = found.with_context(|| format!("{}: nothing of it is here", image.title()))?;
+    ensure!(manifest.config.is_config(), "{}: it is no image that can be run", image.title());
+    let config = store.config(&manifest)?;
+    Ok((manifest, config))
+}
+
+/// A folder that is there when it is whole: until then it has another name, which nobody else takes.
+struct New {
+    path: PathBuf,
+    temporary: PathBuf,
+    done: bool,
+}
+
+impl New {
+    fn begin(path: &Path) -> Result<New> {
+        let making = || format!("make {}", path.display());
+        match std::fs::read_dir(path) {
+            Ok(mut entries) => ensure!(entries.next().is_none(), "{}: it is not empty", path.display()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e).with_context(|| path.display().to_string()),
+        }
+        let name = path.file_name().with_context(making)?.to_string_lossy().into_owned();
+        let beside = match path.parent() {
+            Some(above) if !above.as_os_str().is_empty() => above.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        std::fs::create_dir_all(&beside).with_context(making)?;
+        remove_left_overs(&beside, &name);
+        for attempt in 0..1000 {
+            let temporary = beside.join(format!(".{name}.berth-{}-{attempt}", std::process::id()));
+            match DirBuilder::new().mode(0o755).create(&temporary) {
+                Ok(()) => {
+                    let new = New { path: path.to_owned(), temporary, done: false };
+                    return Ok(new);
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(e).with_context(making),
+            }
+        }
+        bail!("{}: a thousand names are taken", making())
+    }
+
+    fn finish(mut self) -> Result<()> {
+        std::fs::rename(&self.temporary, &self.path)
+            .with_context(|| format!("make {}", self.path.display()))?;
+        self.done = true;
+        Ok(())
+    }
+}
+
+/// What killed commands left when they unpacked to the same place: their processes are gone.
+fn remove_left_overs(beside: &Path, name: &str) {
+    let prefix = format!(".{name}.berth-");
+    let Ok(entries) = std::fs::read_dir(beside) else { return };
+    for entry in entries.flatten() {
+        let left = entry.file_name();
+        let Some(pid) = left.to_str().and_then(|l| l.strip_prefix(&prefix)?.split('-').next()) else {
+            continue;
+        };
+        let alive = Path::new("/proc").join(pid).exists();
+        if !alive {
+            // It is in nobody's way.
+            image::layer::tree::remove_tree(CWD, entry.path().as_os_str()).unwrap_or_default();
+        }
+    }
+}
+
+impl Drop for New {
+    fn drop(&mut self) {
+        if !self.done {
+            image::layer::tree::remove_tree(CWD, self.temporary.as_os_str()).unwrap_or_default();
+        }
+    }
+}
+
+pub fn unpack(app: &App, args: Unpack) -> Result<i32> {
+    let store = app.store()?;
+    let image = transfer::fetch(app, &store, &args.image, &args.registry, args.platform.as_deref())?;
+    let _lease = store.lease()?;
+    let (manifest, config) = runnable(&store, &image)?;
+    let new = New::begin(&args.folder)?;
+    let rootfs = if args.rootfs_only { new.temporary.clone() } else { new.temporary.join("rootfs") };
+    if !args.rootfs_only {
+        DirBuilder::new()
+            .mode(0o755)
+            .create(&rootfs)
+            .with_context(|| format!("make {}", rootfs.display()))?;
+    }
+    let root = bundle::open_root(&rootfs)?;
+    let options = Options::own(Whiteouts::Remove, rootless::others_are_mapped());
+    for (layer, diff_id) in manifest.layers.iter().zip(&config.rootfs.diff_ids) {
+        let (_, content) = unpacked(store.blob(&layer.digest)?, |plain| apply(plain, root.as_fd(), options))
+            .with_context(|| format!("unpack layer {}", layer.digest))?;
+        ensure!(
+            content.digest == *diff_id,
+            "layer {}: it holds {}, not {diff_id} as the config promises",
+            layer.digest,
+            content.digest
+        );
+    }
+    if !args.rootfs_only {
+        let runner = match app.user {
+            (0, _) => Runner::Root,
+            (uid, gid) => {
+                let mapped = app.subordinate.gids.iter().map(|r| r.count).fold(1, u32::saturating_add);
+                Runner::User { uid, gid, mapped }
+            }
+        };
+        let made = bundle::config(&config, root.as_fd(), &args.hostname, runner, &app.subordinate)?;
+        let path = new.temporary.join("config.json");
+        let write = || -> std::io::Result<()> {
+            let mut file = std::fs::File::create(&path)?;
+            file.write_all(&serde_json::to_vec_pretty(&made)?)
+        };
+        write().with_context(|| format!("write {}", path.display()))?;
+    }
+    new.finish()?;
+    Ok(0)
+}
+
+pub fn mount(app: &App, args: Mount) -> Result<i32> {
+    let store = app.store()?;
+    let Some(text) = &args.image else {
+        let format = Format::parse(args.format.as_deref())?;
+        let data: Vec<_> =
+            store.mounts()?.iter().map(|m| json!({"Image": m.image, "Folder": m.folder})).collect();
+        let columns = [("IMAGE", "Image"), ("FOLDER", "Folder")];
+        return print(&rows(&format, &columns, &columns, &data)?).map(|()| 0);
+    };
+    if app.user.0 != 0 {
+        let e: Result<i32> = Err(anyhow::anyhow!(
+            "mount: an ordinary user's mount is seen by nobody else, and ends with this command"
+        ));
+        return report::Explain::hint(e, || "berth-builder unpack".to_owned());
+    }
+    let image = crate::facts::find(&store, text)?;
+    let (manifest, config) = runnable(&store, &image)?;
+    store.unpack(&manifest, &config)?;
+    let folder = store.mount(text, &config.rootfs.diff_ids, args.folder.as_deref())?;
+    print(&format!("{}\n", folder.display())).map(|()| 0)
+}
+
+pub fn unmount(app: &App, args: Unmount) -> Result<i32> {
+    let store = app.store()?;
+    let what = match args.all {
+        true => store.mounts()?.iter().map(|m| m.folder.display().to_string()).collect(),
+        false => args.what,
+    };
+    for text in &what {
+        for folder in store.unmount(text)? {
+            print(&format!("{}\n", folder.display()))?;
+        }
+    }
+    Ok(0)
+}

@@ -69,10 +69,10 @@ pub fn find(store: &Store, text: &str) -> Result<Image> {
         }
     }
     let digits = text.strip_prefix("sha256:").unwrap_or(text);
-    if !digits.is_empty()
+    let is_prefix = !digits.is_empty()
         && digits.len() <= 64
-        && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-    {
+        && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    if is_prefix {
         let mut found: Vec<(Digest, Image)> = Vec::new();
         for image in store.images()? {
             let id = facts(store, &image).map_or_else(|_| image.target.digest.clone(), |f| f.id);
@@ -89,6 +89,8 @@ pub fn find(store: &Store, text: &str) -> Result<Image> {
     }
     let none: Result<Image> = Err(match reference {
         Ok(reference) => error(Kind::NotFound, format!("no image {}", reference.familiar())),
+        // It could have been an id.
+        Err(_) if is_prefix => error(Kind::NotFound, format!("no image {text}")),
         Err(e) => e,
     });
     none.hint(|| "berth-builder images".to_owned())

@@ -1,12 +1,16 @@
 //! How are results printed? `--format json`, `table`, `table TEMPLATE` or a Go template, as docker has them.
 
 pub mod human;
+mod printf;
+mod run;
 pub mod template;
+pub mod value;
 
 use anyhow::Result;
 use serde_json::Value;
 
-use template::{Template, show};
+use template::Template;
+use value::Value as Shown;
 
 /// What `--format` says.
 #[derive(Clone, Debug)]
@@ -57,7 +61,7 @@ pub fn rows(format: &Format, columns: &[Column], headings: &[Column], rows: &[Va
                 .iter()
                 .map(|(heading, field)| ((*field).to_owned(), Value::from(*heading)))
                 .collect();
-            let mut lines = vec![template.render(&Value::Object(names))?];
+            let mut lines = vec![template.header(&Value::Object(names))?];
             for row in rows {
                 lines.push(template.render(row)?);
             }
@@ -68,7 +72,7 @@ pub fn rows(format: &Format, columns: &[Column], headings: &[Column], rows: &[Va
         Format::Table => {
             let mut lines = vec![columns.iter().map(|(heading, _)| (*heading).to_owned()).collect()];
             for row in rows {
-                lines.push(columns.iter().map(|(_, field)| show(&row[*field])).collect());
+                lines.push(columns.iter().map(|(_, field)| Shown::from(&row[*field]).print()).collect());
             }
             out.push_str(&aligned(lines));
         }
@@ -76,19 +80,22 @@ pub fn rows(format: &Format, columns: &[Column], headings: &[Column], rows: &[Va
     Ok(out)
 }
 
+/// A cell and the space behind it have at least so many characters, as in docker's tables.
+const CELL_LEAST: usize = 10;
+
 /// Columns under each other, three spaces apart.
 fn aligned(lines: Vec<Vec<String>>) -> String {
     let count = lines.iter().map(Vec::len).max().unwrap_or(0);
     let width =
         |i: usize| lines.iter().filter_map(|l| l.get(i)).map(|c| c.chars().count()).max().unwrap_or(0);
-    let widths: Vec<_> = (0..count).map(width).collect();
+    let widths: Vec<_> = (0..count).map(|i| (width(i) + 3).max(CELL_LEAST)).collect();
     let mut out = String::new();
     for line in &lines {
         let mut text = String::new();
         for (i, cell) in line.iter().enumerate() {
             text.push_str(cell);
             if i + 1 < line.len() {
-                text.extend(std::iter::repeat_n(' ', widths[i] + 3 - cell.chars().count()));
+                text.extend(std::iter::repeat_n(' ', widths[i] - cell.chars().count()));
             }
         }
         out.push_str(text.trim_end());
@@ -109,7 +116,7 @@ mod tests {
         let columns = [("AAA", "A"), ("BB", "B")];
         let print =
             |format: Option<&str>| rows(&Format::parse(format).unwrap(), &columns, &columns, &data).unwrap();
-        assert_eq!(print(None), "AAA     BB\none     1\nthree   <no value>\n");
+        assert_eq!(print(None), "AAA       BB\none       1\nthree     <no value>\n");
         assert_eq!(print(Some("json")), "{\"A\":\"one\",\"B\":1}\n{\"A\":\"three\",\"B\":null}\n");
         assert_eq!(print(Some("{{.A}}!")), "one!\nthree!\n");
         assert_eq!(

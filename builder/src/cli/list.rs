@@ -108,18 +108,25 @@ fn ago(then: Option<i64>) -> String {
     }
 }
 
+/// As Go prints a time.
+fn go_time(seconds: i64) -> String {
+    match jiff::Timestamp::from_second(seconds) {
+        Ok(time) => time.strftime("%Y-%m-%d %H:%M:%S +0000 UTC").to_string(),
+        Err(_) => "N/A".to_owned(),
+    }
+}
+
 fn row(facts: &Facts, no_trunc: bool) -> Value {
     let none = || "<none>".to_owned();
     let reference = facts.image.reference.as_ref();
     let id = if no_trunc { facts.id.to_string() } else { facts.id.short().to_owned() };
-    let created = facts.config.as_ref().and_then(|c| c.created.clone());
     json!({
         "Repository": reference.map_or_else(none, Reference::familiar_name),
         "Tag": reference.and_then(|r| r.tag().map(str::to_owned)).unwrap_or_else(none),
         "Digest": facts.image.target.digest,
         "ID": id,
         "CreatedSince": ago(facts.created()),
-        "CreatedAt": created,
+        "CreatedAt": facts.created().map(go_time),
         "Size": human::size(facts.size),
         "VirtualSize": human::size(facts.size),
         "Bytes": facts.size,
@@ -129,18 +136,60 @@ fn row(facts: &Facts, no_trunc: bool) -> Value {
     })
 }
 
-/// Go's path.Match without classes: `*` is anything but a slash.
+/// Go's path.Match: `*` and `?` stop at slashes; `[a-z]`, `[^a]`, `\x`.
 fn matches(pattern: &str, name: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == name,
-        Some((before, after)) => match name.strip_prefix(before) {
-            None => false,
-            Some(rest) => {
-                let end = rest.find('/').unwrap_or(rest.len());
-                (0..=end).filter(|i| rest.is_char_boundary(*i)).any(|i| matches(after, &rest[i..]))
+    let (pattern, text) = (pattern.as_bytes(), name.as_bytes());
+    let (mut p, mut t) = (0, 0);
+    // Where to go on when what follows the last star does not fit.
+    let mut star: Option<(usize, usize)> = None;
+    loop {
+        let step = match (pattern.get(p), text.get(t)) {
+            (Some(b'*'), _) => {
+                p += 1;
+                star = Some((p, t));
+                continue;
             }
-        },
+            (None, None) => return true,
+            (None, _) | (_, None) => None,
+            (Some(b'?'), Some(c)) => (*c != b'/').then_some(1),
+            (Some(b'['), Some(c)) => class(&pattern[p..], *c),
+            (Some(b'\\'), Some(c)) => (pattern.get(p + 1) == Some(c)).then_some(2),
+            (Some(wanted), Some(c)) => (wanted == c).then_some(1),
+        };
+        match (step, star) {
+            (Some(length), _) => (p, t) = (p + length, t + 1),
+            (None, Some((after, at))) if text.get(at).is_some_and(|c| *c != b'/') => {
+                star = Some((after, at + 1));
+                (p, t) = (after, at + 1);
+            }
+            _ => return false,
+        }
     }
+}
+
+/// The length of a class of characters, if `c` is one of them.
+fn class(pattern: &[u8], c: u8) -> Option<usize> {
+    let negated = pattern.get(1) == Some(&b'^');
+    let first = if negated { 2 } else { 1 };
+    let mut at = first;
+    let mut found = false;
+    loop {
+        match *pattern.get(at)? {
+            b']' if at > first => break,
+            low => {
+                let high = match (pattern.get(at + 1), pattern.get(at + 2)) {
+                    (Some(b'-'), Some(high)) if *high != b']' => {
+                        at += 2;
+                        *high
+                    }
+                    _ => low,
+                };
+                found |= (low..=high).contains(&c);
+                at += 1;
+            }
+        }
+    }
+    (found != negated && c != b'/').then_some(at + 1)
 }
 
 /// A filter of `images` and `prune`.
@@ -366,9 +415,14 @@ fn remove(store: &Store, text: &str, force: bool) -> Result<String> {
     let id = facts(store, &image).map_or_else(|_| image.target.digest.clone(), |f| f.id);
     let mut told = String::new();
     match named {
-        Some(name) if all.len() > 1 => {
+        // No more than the name is taken: somebody may be giving the image another one right now.
+        Some(name) => {
             store.untag(&name)?;
-            return Ok(format!("Untagged: {}\n", name.familiar()));
+            told.push_str(&format!("Untagged: {}\n", name.familiar()));
+            if names(store, &image)?.is_empty() {
+                told.push_str(&format!("Deleted: {id}\n"));
+            }
+            return Ok(told);
         }
         None if all.len() > 1 && !force => {
             let names: Vec<_> = all.iter().map(Reference::familiar).collect();
@@ -376,7 +430,7 @@ fn remove(store: &Store, text: &str, force: bool) -> Result<String> {
                 Err(anyhow::anyhow!("{text}: it has several names: {}", names.join(", ")));
             return e.hint(|| "name one of them, or --force".to_owned());
         }
-        _ => {}
+        None => {}
     }
     for Image { reference, .. } in store.forget(&image.target.digest)? {
         if let Some(reference) = reference {
@@ -433,10 +487,10 @@ pub fn history(app: &App, args: History) -> Result<i32> {
     let mut layers = manifest.layers.iter().zip(&config.rootfs.diff_ids);
     let mut data = Vec::new();
     for entry in config.history.iter().flatten() {
-        let size = match (entry.empty_layer, layers.by_ref().next()) {
-            (true, _) | (_, None) if entry.empty_layer => 0,
-            (_, Some((layer, diff_id))) => store.layer(diff_id)?.map_or(layer.size, |l| l.bytes),
-            _ => 0,
+        // An entry without a layer takes none.
+        let size = match if entry.empty_layer { None } else { layers.next() } {
+            Some((layer, diff_id)) => store.layer(diff_id)?.map_or(layer.size, |l| l.bytes),
+            None => 0,
         };
         let created =
             entry.created.as_deref().and_then(|c| c.parse::<jiff::Timestamp>().ok()).map(|t| t.as_second());
@@ -476,6 +530,8 @@ pub fn history(app: &App, args: History) -> Result<i32> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::matches;
 
     #[test]
@@ -489,8 +545,26 @@ mod tests {
             ("*:*", "alpine:3", true),
             ("a*b*c", "aXbYc", true),
             ("a*b*c", "aXbY", false),
+            ("alp?ne", "alpine", true),
+            ("?", "/", false),
+            ("[a-c]x[^1]", "bx2", true),
+            ("[a-c]x[^1]", "bx1", false),
+            ("a\\*", "a*", true),
+            ("a\\*", "ab", false),
+            ("[", "[", false),
+            ("[a", "a", false),
+            ("", "", true),
+            // This takes no time that grows with each star.
+            (&"a*".repeat(500), &"a".repeat(400), false),
         ] {
             assert_eq!(matches(pattern, name), fits, "{pattern} {name}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn fuzz_any_pattern_ends(pattern in "[a*?\\[\\]^\\\\/-]{0,20}", text in "[a/b]{0,30}") {
+            matches(&pattern, &text);
         }
     }
 }

@@ -5,9 +5,13 @@ pub fn size(bytes: u64) -> String {
     const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
     let mut value = bytes as f64;
     let mut unit = 0;
-    while value >= 1000.0 && unit + 1 < UNITS.len() {
+    // What is rounded up to a thousand belongs to the next unit.
+    while value >= 999.5 && unit + 1 < UNITS.len() {
         value /= 1000.0;
         unit += 1;
+    }
+    if unit == 0 {
+        return format!("{bytes}B");
     }
     format!("{}{}", significant(value, 3), UNITS[unit])
 }
@@ -27,7 +31,7 @@ pub fn duration(seconds: u64) -> String {
         1 => "1 second".to_owned(),
         2..60 => format!("{seconds} seconds"),
         60..120 => "About a minute".to_owned(),
-        120..2760 => format!("{minutes} minutes"),
+        120..3600 => format!("{minutes} minutes"),
         _ => match hours {
             0 | 1 => "About an hour".to_owned(),
             2..48 => format!("{hours} hours"),
@@ -96,6 +100,8 @@ mod tests {
             (7_833_000, "7.83MB"),
             (77_800_000, "77.8MB"),
             (187_600_000, "188MB"),
+            (999_400, "999kB"),
+            (999_600, "1MB"),
             (1_234_567_890, "1.23GB"),
         ] {
             assert_eq!(size(bytes), text);
@@ -105,7 +111,9 @@ mod tests {
             (59, "59 seconds"),
             (61, "About a minute"),
             (600, "10 minutes"),
-            (3000, "About an hour"),
+            (3000, "50 minutes"),
+            (3600, "About an hour"),
+            (5399, "About an hour"),
             (7200, "2 hours"),
             (47 * 3600, "47 hours"),
             (3 * 86_400, "3 days"),

@@ -5,7 +5,7 @@
 //! | [`cli`] | what did the user ask for? One file for each verb, or a few that belong together |
 //! | [`environment`] | what does the environment say: where the store is, who we are to registries? |
 //! | [`facts`] | what is there to tell about an image? |
-//! | [`format`] | how are results printed? |
+//! | [`mod@format`] | how are results printed? |
 //! | [`progress`] | what is seen of long work? |
 //! | [`bundle`] | how does an image become an OCI bundle? |
 

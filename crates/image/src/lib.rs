@@ -2,7 +2,7 @@
 //!
 //! | module | question |
 //! |---|---|
-//! | [`reference`] | which image does a user mean? |
+//! | [`mod@reference`] | which image does a user mean? |
 //! | [`digest`] | is this the content that was promised? |
 //! | [`manifest`] | what is an image made of? |
 //! | [`layer`] | how does an archive become a tree, and a tree an archive? |

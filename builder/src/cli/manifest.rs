@@ -184,14 +184,7 @@ pub fn run(app: &App, args: Manifest) -> Result<i32> {
                 amend || store.image(&name).is_err(),
                 "{list}: there is such an image; --amend replaces it"
             );
-            let mut index = Index {
-                schema_version: 2,
-                media_type: Some(OCI_INDEX.to_owned()),
-                artifact_type: None,
-                manifests: Vec::new(),
-                subject: None,
-                annotations: BTreeMap::new(),
-            };
+            let mut index = Index::of(Vec::new());
             for text in &images {
                 let image = transfer::fetch(app, &store, text, &registry, None)?;
                 add(&mut index, entries(&store, &image, all)?);

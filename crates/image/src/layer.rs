@@ -9,6 +9,17 @@
 //! | [`compress`] | how are layers compressed? |
 //! | [`pipe`] | how do bytes get from one thread to another? |
 
+use std::io::{self, BufRead};
+
+/// `Read::read` of what can be read through a buffer.
+fn read_through(from: &mut impl BufRead, to: &mut [u8]) -> io::Result<usize> {
+    let have = from.fill_buf()?;
+    let n = have.len().min(to.len());
+    to[..n].copy_from_slice(&have[..n]);
+    from.consume(n);
+    Ok(n)
+}
+
 pub mod apply;
 pub mod compress;
 pub mod pipe;

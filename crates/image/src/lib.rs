@@ -12,6 +12,7 @@
 //! | [`rootfs`] | how do layers become a root file system? |
 //! | [`rootless`] | how does an ordinary user get the ids that an image's files have? |
 //! | [`store`] | where are images kept, so that no crash can damage them? |
+//! | [`temporary`] | how is something written outside the store, so that it is never there in part? |
 //! | [`transfer`] | how does an image get from one place to another? |
 //! | [`transport`] | where else do images live? |
 
@@ -25,6 +26,7 @@ pub mod registry;
 pub mod rootfs;
 pub mod rootless;
 pub mod store;
+pub mod temporary;
 pub mod transfer;
 pub mod transport;
 

@@ -134,6 +134,20 @@ pub struct Index {
     pub annotations: BTreeMap<String, String>,
 }
 
+impl Index {
+    /// A list of manifests, of OCI's family.
+    pub fn of(manifests: Vec<Descriptor>) -> Index {
+        Index {
+            schema_version: 2,
+            media_type: Some(OCI_INDEX.to_owned()),
+            artifact_type: None,
+            manifests,
+            subject: None,
+            annotations: BTreeMap::new(),
+        }
+    }
+}
+
 #[allow(clippy::large_enum_variant, reason = "one at a time, and short-lived")]
 /// What a descriptor of an image leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn layers_are_stacked_as_they_were_meant() {
-        if sys::user::effective_ids().0 != 0 || sys::process::unshare(0x0002_0000).is_err() {
+        if sys::user::effective_ids().0 != 0 || sys::process::unshare(sys::process::flags::NEWNS).is_err() {
             eprintln!("skipped: needs a mount namespace");
             return;
         }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use sys::process::{Cloned, Exit};
+use sys::process::{Cloned, Exit, flags};
 
 /// Some host ids in a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +83,7 @@ fn ranges(text: &str, uid: u32, name: Option<&str>) -> Vec<Range> {
     text.lines().filter_map(range).collect()
 }
 
-/// The lines of an id map: the own id is root, those of the ranges follow from 1 on.
+/// An id map: inside, outside, how many; the own id is root, those of the ranges follow from 1 on.
 pub fn map(own: u32, ranges: &[Range]) -> Vec<(u32, u32, u32)> {
     let mut map = vec![(0, own, 1)];
     let mut next = 1;
@@ -103,8 +103,7 @@ pub fn map(own: u32, ranges: &[Range]) -> Vec<(u32, u32, u32)> {
 pub fn enter(subordinate: &Subordinate) -> Result<Entered> {
     let (uid, gid) = sys::user::effective_ids();
     let (ready, mut go) = std::io::pipe().context("make a pipe")?;
-    let flags = (libc_flags::NEWUSER | libc_flags::NEWNS) as u64;
-    let cloned = sys::process::clone3(flags, None).context("make a user namespace");
+    let cloned = sys::process::clone3(flags::NEWUSER | flags::NEWNS, None).context("make a user namespace");
     let pid = match cloned? {
         Cloned::Child => {
             drop(go);
@@ -125,12 +124,6 @@ pub fn enter(subordinate: &Subordinate) -> Result<Entered> {
     go.write_all(&[1]).context("let the process in the user namespace go on")?;
     drop(go);
     Ok(Entered::Outside(sys::process::wait(pid).context("wait for the process in the user namespace")?))
-}
-
-/// `CLONE_*` of clone(2).
-mod libc_flags {
-    pub const NEWNS: u32 = 0x0002_0000;
-    pub const NEWUSER: u32 = 0x1000_0000;
 }
 
 fn write_maps(pid: i32, (uid, gid): (u32, u32), subordinate: &Subordinate) -> Result<()> {

@@ -263,7 +263,8 @@ impl Copy<'_> {
     ) -> Result<Vec<Descriptor>> {
         let next = AtomicUsize::new(0);
         let stop = AtomicBool::new(false);
-        let results: Mutex<BTreeMap<usize, Result<Descriptor>>> = Mutex::default();
+        let results: Mutex<BTreeMap<Digest, Descriptor>> = Mutex::default();
+        let failed: Mutex<Option<anyhow::Error>> = Mutex::default();
         // The same layer twice is copied once.
         let first = |i: usize| layers[..i].iter().all(|l| l.digest != layers[i].digest);
         let work = || {
@@ -275,11 +276,18 @@ impl Copy<'_> {
                 if !first(i) {
                     continue;
                 }
-                let done = self.layer(&layers[i], diff_ids.get(i), conversion, &stop);
-                if done.is_err() {
-                    stop.store(true, Ordering::Relaxed);
+                match self.layer(&layers[i], diff_ids.get(i), conversion, &stop) {
+                    Ok(done) => {
+                        let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
+                        results.insert(layers[i].digest.clone(), done);
+                    }
+                    Err(e) => {
+                        // What fails later was stopped because of it.
+                        let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                        failed.get_or_insert(e);
+                        stop.store(true, Ordering::Relaxed);
+                    }
                 }
-                results.lock().unwrap_or_else(PoisonError::into_inner).insert(i, done);
             }
         };
         thread::scope(|scope| {
@@ -288,19 +296,11 @@ impl Copy<'_> {
             }
             work();
         });
-        let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-        // The first thing that went wrong, not what was stopped because of it.
-        if let Some(failed) =
-            results.iter().find(|(_, r)| matches!(r, Err(e) if !stopped(e))).map(|(i, _)| *i)
-            && let Some(Err(e)) = results.remove(&failed)
-        {
+        if let Some(e) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
             return Err(e);
         }
-        let mut by_digest = BTreeMap::new();
-        for (i, result) in results {
-            by_digest.insert(layers[i].digest.clone(), result?);
-        }
-        let find = |l: &Descriptor| by_digest.get(&l.digest).cloned().context("a layer was not copied");
+        let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let find = |l: &Descriptor| results.get(&l.digest).cloned().context("a layer was not copied");
         layers.iter().map(find).collect()
     }
 
@@ -366,12 +366,7 @@ impl Copy<'_> {
             layer.digest
         );
         if let Some(diff_id) = diff_id {
-            ensure!(
-                content.digest == *diff_id,
-                "layer {}: it holds {}, not {diff_id} as the config promises",
-                layer.digest,
-                content.digest
-            );
+            content.expect(&layer.digest, diff_id)?;
             self.source.remember(diff_id, wanted, &new);
         }
         listener(Event::Done { digest: layer.digest.clone() });
@@ -401,12 +396,10 @@ struct Watched<'a> {
     stop: &'a AtomicBool,
 }
 
-const STOPPED: &str = "stopped, since something else went wrong";
-
 impl Read for Watched<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.stop.load(Ordering::Relaxed) {
-            return Err(io::Error::other(STOPPED));
+            return Err(io::Error::other("stopped, since something else went wrong"));
         }
         let n = self.inner.read(buffer)?;
         if n > 0 {
@@ -414,10 +407,6 @@ impl Read for Watched<'_> {
         }
         Ok(n)
     }
-}
-
-fn stopped(e: &anyhow::Error) -> bool {
-    e.chain().any(|e| e.to_string() == STOPPED)
 }
 
 fn broken_pipe(e: &anyhow::Error) -> bool {

@@ -108,6 +108,24 @@ impl fmt::Display for Compression {
     }
 }
 
+/// How bytes that begin so are compressed; an error's text for what images do not know.
+pub fn sniff(first: &[u8]) -> Result<Packing, String> {
+    let unsupported = |name: &str| {
+        Err(format!("it is compressed with {name}, which images do not know; gzip and zstd they do"))
+    };
+    match first {
+        [0x1f, 0x8b, ..] => Ok(Packing::Gzip),
+        // A frame, or one that is to be skipped.
+        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Ok(Packing::Zstd),
+        [b'B', b'Z', b'h', b'1'..=b'9', ..] => unsupported("bzip2"),
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => unsupported("xz"),
+        _ => Ok(Packing::Plain),
+    }
+}
+
+/// The bytes that [`sniff`] wants.
+pub const SNIFFED: usize = 6;
+
 /// The first bytes, which were looked at, and the rest.
 type Whole<R> = BufReader<Chain<Cursor<Vec<u8>>, R>>;
 
@@ -131,26 +149,19 @@ impl<R: Read> fmt::Debug for Decoder<R> {
 
 impl<R: Read> Decoder<R> {
     pub fn new(mut from: R) -> io::Result<Decoder<R>> {
-        let mut magic = [0; 6];
-        let have = read_full(&mut from, &mut magic)?;
-        let from = BufReader::with_capacity(64 << 10, Cursor::new(magic[..have].to_vec()).chain(from));
-        let unsupported = |name: &str| {
-            let text = format!(
-                "the layer is compressed with {name}, which images do not know; gzip and zstd they do"
-            );
-            Err(io::Error::new(io::ErrorKind::Unsupported, text))
-        };
-        match &magic[..have] {
-            [0x1f, 0x8b, ..] => Ok(Decoder::Gzip(MultiGzDecoder::new(from))),
-            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
+        let mut first = [0; SNIFFED];
+        let have = read_full(&mut from, &mut first)?;
+        let packing = sniff(&first[..have]).map_err(|e| io::Error::new(io::ErrorKind::Unsupported, e))?;
+        let from = BufReader::with_capacity(64 << 10, Cursor::new(first[..have].to_vec()).chain(from));
+        Ok(match packing {
+            Packing::Plain => Decoder::Plain(from),
+            Packing::Gzip => Decoder::Gzip(MultiGzDecoder::new(from)),
+            Packing::Zstd => {
                 let mut decoder = zstd::stream::read::Decoder::with_buffer(from)?;
                 decoder.window_log_max(ZSTD_WINDOW_MOST)?;
-                Ok(Decoder::Zstd(decoder))
+                Decoder::Zstd(decoder)
             }
-            [b'B', b'Z', b'h', b'1'..=b'9', ..] => unsupported("bzip2"),
-            [0xfd, b'7', b'z', b'X', b'Z', 0] => unsupported("xz"),
-            _ => Ok(Decoder::Plain(from)),
-        }
+        })
     }
 }
 
@@ -171,6 +182,18 @@ pub struct Content {
     pub digest: Digest,
     /// Of these.
     pub size: u64,
+}
+
+impl Content {
+    /// It must be what the config promises of the layer in that blob.
+    pub fn expect(&self, layer: &Digest, diff_id: &Digest) -> Result<()> {
+        ensure!(
+            self.digest == *diff_id,
+            "layer {layer}: it holds {}, not {diff_id} as the config promises",
+            self.digest
+        );
+        Ok(())
+    }
 }
 
 /// Read a layer to its end, on a thread of its own; what it holds is what `take` reads meanwhile. What `take` leaves is read, too.
@@ -274,7 +297,7 @@ pub fn compress(
 }
 
 /// Read until the buffer is full or there is no more.
-fn read_full(from: &mut (impl Read + ?Sized), buffer: &mut [u8]) -> io::Result<usize> {
+pub fn read_full(from: &mut (impl Read + ?Sized), buffer: &mut [u8]) -> io::Result<usize> {
     let mut have = 0;
     while have < buffer.len() {
         match from.read(&mut buffer[have..]) {

@@ -440,11 +440,7 @@ impl<R: BufRead> BufRead for Reader<R> {
 
 impl<R: BufRead> Read for Reader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let have = self.fill_buf()?;
-        let n = have.len().min(buffer.len());
-        buffer[..n].copy_from_slice(&have[..n]);
-        self.consume(n);
-        Ok(n)
+        super::read_through(self, buffer)
     }
 }
 

@@ -31,16 +31,6 @@ pub fn meaning(name: &[u8]) -> Meaning<'_> {
     }
 }
 
-/// The name in an archive that says that `name` is gone.
-pub fn whiteout(name: &[u8]) -> Vec<u8> {
-    [PREFIX, name].concat()
-}
-
-/// The name in an archive that says that its folder is opaque.
-pub fn opaque() -> &'static [u8] {
-    OPAQUE
-}
-
 /// Whose attributes overlayfs reads: `trusted.` ones can only be written by the host's root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Privilege {
@@ -112,8 +102,6 @@ mod tests {
         ] {
             assert_eq!(meaning(name), what, "{}", name.escape_ascii());
         }
-        assert_eq!(meaning(&whiteout(b"x")), Meaning::Whiteout(b"x"));
-        assert_eq!(meaning(opaque()), Meaning::Opaque);
     }
 
     #[test]

@@ -500,7 +500,7 @@ impl Pushing<'_> {
         let call = Repository::call(Method::POST, &url, &scope);
         let answer = self.server.expect(call, &[201, 202])?;
         let status = answer.status().as_u16();
-        let base = format!("{}{}{url}", self.server.base_url()?, self.server.host.path);
+        let base = format!("{}{}{url}", self.server.base()?, self.server.host.path);
         Ok((status, self.location(&answer, &base)?))
     }
 

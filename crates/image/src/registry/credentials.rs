@@ -15,7 +15,7 @@ use report::{Kind, error};
 use rustix::fs::FlockOperation;
 use serde_json::{Map, Value};
 
-use crate::transport::files::Replacement;
+use crate::temporary::Replacement;
 
 /// What Docker calls its own registry in these files.
 const DOCKER_HUB: &str = "https://index.docker.io/v1/";

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
@@ -25,25 +26,11 @@ pub struct Host {
     pub client: Option<(PathBuf, PathBuf)>,
     pub skip_verify: bool,
     pub headers: Vec<(String, String)>,
+    /// How long a connection may take to be made.
+    pub connect: Option<Duration>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    server: Option<String>,
-    #[serde(default)]
-    host: toml::Table,
-    capabilities: Option<Vec<String>>,
-    ca: Option<OneOrMany>,
-    client: Option<toml::Value>,
-    skip_verify: Option<bool>,
-    override_path: Option<bool>,
-    #[serde(default)]
-    header: BTreeMap<String, OneOrMany>,
-    #[allow(dead_code, reason = "known, and ours is another")]
-    dial_timeout: Option<String>,
-}
-
+/// What a file says of one host.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Entry {
@@ -54,7 +41,6 @@ struct Entry {
     override_path: Option<bool>,
     #[serde(default)]
     header: BTreeMap<String, OneOrMany>,
-    #[allow(dead_code, reason = "known, and ours is another")]
     dial_timeout: Option<String>,
 }
 
@@ -146,28 +132,23 @@ fn certificates(dir: &Path, registry: &str) -> Result<Option<Host>> {
 }
 
 fn parse(text: &str, registry: &str, dir: &Path) -> Result<Vec<Host>> {
-    let file: File = toml::from_str(text)?;
+    // What does not belong to another host is said of the registry itself.
+    let mut own: toml::Table = toml::from_str(text)?;
     let mut hosts = Vec::new();
-    for (url, entry) in file.host {
+    let others: toml::Table =
+        own.remove("host").map(toml::Value::try_into).transpose().context("host")?.unwrap_or_default();
+    for (url, entry) in others {
         let at = || format!("host {url:?}");
         let entry: Entry = entry.try_into().with_context(at)?;
         hosts.push(host(&url, entry, dir).with_context(at)?);
     }
-    let own = Entry {
-        capabilities: file.capabilities,
-        ca: file.ca,
-        client: file.client,
-        skip_verify: file.skip_verify,
-        override_path: file.override_path,
-        header: file.header,
-        dial_timeout: None,
-    };
-    let mut server = match &file.server {
-        Some(url) => host(url, own, dir).context("server")?,
-        None => host(registry, own, dir).context("server")?,
-    };
+    let server: Option<String> =
+        own.remove("server").map(toml::Value::try_into).transpose().context("server")?;
+    let own: Entry = own.try_into()?;
+    let named = server.is_some();
+    let mut server = host(server.as_deref().unwrap_or(registry), own, dir).context("server")?;
     let plain = Host::plain(registry);
-    if file.server.is_none() || server.address == registry {
+    if !named || server.address == registry {
         server.address = plain.address;
     }
     hosts.push(server);
@@ -213,8 +194,16 @@ fn host(url: &str, entry: Entry, dir: &Path) -> Result<Host> {
         },
         Some(_) => bail!("client: expected a path, or [[certificate, key]]"),
     };
+    let connect = match &entry.dial_timeout {
+        Some(text) => Some(
+            duration(text)
+                .with_context(|| format!("dial_timeout {text:?}: expected a time, as 3s or 500ms"))?,
+        ),
+        None => None,
+    };
     Ok(Host {
         scheme,
+        connect,
         address: address.to_owned(),
         path,
         pull: can("pull"),
@@ -225,6 +214,18 @@ fn host(url: &str, entry: Entry, dir: &Path) -> Result<Host> {
         skip_verify: entry.skip_verify.unwrap_or(false),
         headers: entry.header.iter().flat_map(|(n, v)| v.all().into_iter().map(|v| (n.clone(), v))).collect(),
     })
+}
+
+/// A number and a unit, as Go writes durations.
+fn duration(text: &str) -> Option<Duration> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit() && c != '.')?);
+    let seconds = match unit {
+        "ms" => 0.001,
+        "s" => 1.0,
+        "m" => 60.0,
+        _ => return None,
+    };
+    Duration::try_from_secs_f64(number.parse::<f64>().ok()? * seconds).ok()
 }
 
 #[cfg(test)]
@@ -240,6 +241,7 @@ mod tests {
             skip_verify = true
             [host."https://z.example:5000"]
               capabilities = ["pull", "resolve"]
+              dial_timeout = "500ms"
               ca = ["/abs.crt", "rel.crt"]
               client = [["c.pem", "k.pem"]]
               [host."https://z.example:5000".header]
@@ -273,6 +275,7 @@ mod tests {
         assert_eq!(hosts[0].authorities, [Path::new("/abs.crt"), Path::new("/d/rel.crt")]);
         assert_eq!(hosts[0].client, Some(("/d/c.pem".into(), "/d/k.pem".into())));
         assert_eq!(hosts[0].headers.len(), 3);
+        assert_eq!(hosts[0].connect, Some(Duration::from_millis(500)));
         assert!(hosts[3].skip_verify && !hosts[0].skip_verify);
     }
 
@@ -286,6 +289,8 @@ mod tests {
             ("[host.\"https://x\"]\ncapabilities = [\"pul\"]", "known are pull"),
             ("[host.\"https:///x\"]", "address is missing"),
             ("[host.\"https://x\"]\nclient = 5", "client"),
+            ("[host.\"https://x\"]\ndial_timeout = \"soon\"", "as 3s or 500ms"),
+            ("host = 5", "host"),
         ] {
             let error = format!("{:#}", parse(text, "r", Path::new("/")).expect_err(reason));
             assert!(error.contains(reason), "{text}: {error}");

@@ -1,7 +1,7 @@
 //! One request to a registry: its address, our credentials, redirections, and what is tried again.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -114,8 +114,11 @@ impl Endpoint {
             }
             None => None,
         };
-        let system = rustls_native_certs::load_native_certs();
-        roots.extend(system.certs.iter().map(|c| Certificate::from_der(c.as_ref()).to_owned()));
+        // They are many, and some need none of them.
+        if host.scheme.as_deref() != Some("http") {
+            let system = rustls_native_certs::load_native_certs();
+            roots.extend(system.certs.iter().map(|c| Certificate::from_der(c.as_ref()).to_owned()));
+        }
         let tls = TlsConfig::builder()
             .provider(TlsProvider::Rustls)
             .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
@@ -130,7 +133,7 @@ impl Endpoint {
             .tls_config(tls)
             .user_agent(AGENT)
             .accept_encoding("identity")
-            .timeout_connect(Some(CONNECT))
+            .timeout_connect(Some(host.connect.unwrap_or(CONNECT)))
             .timeout_recv_response(Some(SILENCE))
             .timeout_per_read(Some(SILENCE))
             .timeout_per_write(Some(SILENCE))
@@ -157,7 +160,7 @@ impl Endpoint {
     }
 
     /// `https://host:port`, as far as it is known.
-    fn base(&self) -> Result<String> {
+    pub fn base(&self) -> Result<String> {
         let mut scheme = self.scheme.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(scheme) = &*scheme {
             return Ok(format!("{scheme}://{}", self.host.address));
@@ -174,11 +177,6 @@ impl Endpoint {
         }
         *scheme = Some(found.to_owned());
         Ok(format!("{found}://{}", self.host.address))
-    }
-
-    /// Scheme, host and port.
-    pub fn base_url(&self) -> Result<String> {
-        self.base()
     }
 
     /// Send a request until there is an answer that is not for us alone to deal with: any status but 401, 429 and those that
@@ -403,24 +401,37 @@ fn basic(user: &str, password: &str) -> String {
     format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
 }
 
+/// What rustls said, if it was that.
+fn of_tls(e: &ureq::Error) -> Option<&rustls::Error> {
+    match e {
+        ureq::Error::Rustls(e) => Some(e),
+        ureq::Error::Io(e) => e.get_ref()?.downcast_ref(),
+        _ => None,
+    }
+}
+
 /// Whether somebody answers who does not speak TLS, rather than nobody, or one whose certificate is wrong.
 fn not_tls(e: &ureq::Error) -> bool {
+    if matches!(of_tls(e), Some(rustls::Error::InvalidCertificate(_))) {
+        return false;
+    }
     match e {
-        ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => false,
-        ureq::Error::Io(_) | ureq::Error::Protocol(_) | ureq::Error::Tls(_) | ureq::Error::Rustls(_) => {
-            !e.to_string().contains("certificate")
-        }
+        ureq::Error::Io(e) => e.kind() != ErrorKind::ConnectionRefused,
+        ureq::Error::Protocol(_) | ureq::Error::Tls(_) | ureq::Error::Rustls(_) => true,
         _ => false,
     }
 }
 
-/// Whether a trouble may pass by itself.
+/// Whether a trouble may pass by itself: a connection's; neither a certificate's, nor a name's that nobody knows.
 fn passes(e: &anyhow::Error) -> bool {
+    use ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, TimedOut, UnexpectedEof};
     match e.downcast_ref::<ureq::Error>() {
         Some(ureq::Error::Io(e)) => {
-            // A certificate stays wrong, a name unknown.
-            let text = e.to_string();
-            !text.contains("certificate") && !text.contains("lookup")
+            let of_connection = matches!(
+                e.kind(),
+                BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | TimedOut | UnexpectedEof
+            );
+            of_connection || e.raw_os_error().is_some()
         }
         Some(ureq::Error::Timeout(_) | ureq::Error::ConnectionFailed | ureq::Error::Protocol(_)) => true,
         _ => false,

@@ -84,7 +84,7 @@ impl Store {
         let work = || {
             let mut buffer = vec![0; 256 << 10];
             while let Some((digest, ..)) = blobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let read = || -> Result<Digest> {
+                let mut read = || -> Result<Digest> {
                     let mut file = self.blob(digest)?;
                     let mut hasher = Hasher::new(digest.algorithm());
                     loop {
@@ -94,7 +94,6 @@ impl Store {
                         }
                     }
                 };
-                let mut read = read;
                 let what = match read() {
                     Ok(is) if is == *digest => continue,
                     Ok(is) => format!("its content is that of {is}"),

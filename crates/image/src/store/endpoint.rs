@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{Addition, Blob, Holder, Image, Layer, Lease, Store, Tree, Writer};
 use crate::digest::{Algorithm, Digest};
-use crate::layer::apply::{Options, Whiteouts, apply};
+use crate::layer::apply::{Applied, Options, Whiteouts, apply};
 use crate::layer::compress::{Compression, Content, unpacked};
 use crate::layer::tree::fingerprint;
 use crate::layer::whiteout::Privilege;
@@ -48,8 +48,8 @@ struct Inner<'a> {
     addition: Option<Addition<'a>>,
     /// Small blobs that are part of it: what is not in the store yet can be read here.
     small: BTreeMap<Digest, Vec<u8>>,
-    /// The diff ids of layers that came, by the digests of their blobs.
-    layers: BTreeMap<Digest, Digest>,
+    /// What the layers that came hold, by the digests of their blobs.
+    layers: BTreeMap<Digest, Content>,
 }
 
 impl Store {
@@ -70,6 +70,21 @@ impl Store {
         Options::own(Whiteouts::Note(Privilege::own()), crate::rootless::others_are_mapped())
     }
 
+    /// Apply a layer to a tree; it must be what the config promises.
+    pub fn apply_layer(
+        &self,
+        layer: &Descriptor,
+        diff_id: &Digest,
+        root: BorrowedFd<'_>,
+        options: Options,
+    ) -> Result<Applied> {
+        let blob = self.blob(&layer.digest)?;
+        let (applied, content) = unpacked(blob, |plain| apply(plain, root, options))
+            .with_context(|| format!("unpack layer {}", layer.digest))?;
+        content.expect(&layer.digest, diff_id)?;
+        Ok(applied)
+    }
+
     /// Unpack the layers of an image that are not yet.
     pub fn unpack(&self, manifest: &Manifest, config: &Config) -> Result<()> {
         for (layer, diff_id) in manifest.layers.iter().zip(&config.rootfs.diff_ids) {
@@ -78,15 +93,7 @@ impl Store {
             }
             let mut addition = self.begin()?;
             let tree = addition.tree()?;
-            let (applied, content) =
-                unpacked(self.blob(&layer.digest)?, |plain| apply(plain, tree.as_fd(), self.tree_options()))
-                    .with_context(|| format!("unpack layer {}", layer.digest))?;
-            ensure!(
-                content.digest == *diff_id,
-                "layer {}: it holds {}, not {diff_id} as the config promises",
-                layer.digest,
-                content.digest
-            );
+            let applied = self.apply_layer(layer, diff_id, tree.as_fd(), self.tree_options())?;
             let fingerprint = Some(fingerprint(tree.as_fd())?);
             let unpacked = Layer { bytes: applied.bytes, entries: applied.entries, fingerprint };
             addition.add_layer(diff_id.clone(), tree, unpacked);
@@ -195,7 +202,7 @@ impl<'a> Receiving<'a> {
                 if let Some(tree) = tree {
                     addition.add_layer(content.digest.clone(), tree, layer);
                 }
-                inner.layers.insert(blob.digest().clone(), content.digest);
+                inner.layers.insert(blob.digest().clone(), content);
             }
             addition.add(blob);
             Ok(())
@@ -204,20 +211,16 @@ impl<'a> Receiving<'a> {
 
     /// Whether a layer is what the config promises: seen now, or before, or else it is read again.
     fn check_layer(&self, inner: &mut Inner<'_>, layer: &Descriptor, diff_id: &Digest) -> Result<()> {
-        if let Some(came) = inner.layers.get(&layer.digest) {
-            ensure!(
-                came == diff_id,
-                "layer {}: it holds {came}, not {diff_id} as the config promises",
-                layer.digest
-            );
-            return Ok(());
+        if let Some(content) = inner.layers.get(&layer.digest) {
+            return content.expect(&layer.digest, diff_id);
         }
         if self.store.holders(diff_id)?.iter().any(|h| h.digest == layer.digest) {
             return Ok(());
         }
         let ((), content) = unpacked(self.store.blob(&layer.digest)?, |_| Ok(()))?;
-        inner.layers.insert(layer.digest.clone(), content.digest.clone());
-        self.check_layer(inner, layer, diff_id)
+        content.expect(&layer.digest, diff_id)?;
+        inner.layers.insert(layer.digest.clone(), content);
+        Ok(())
     }
 
     /// An image that has come must hold together, before a name leads to it.

@@ -9,7 +9,7 @@ use rustix::fs::FlockOperation;
 
 use super::{INDEX_LOCK, Store};
 use crate::digest::Digest;
-use crate::manifest::{Descriptor, Index, OCI_INDEX};
+use crate::manifest::{Descriptor, Index};
 use crate::reference::Reference;
 
 const INDEX: &str = "index.json";
@@ -181,14 +181,7 @@ impl Store {
             }
             target
         });
-        let index = Index {
-            schema_version: 2,
-            media_type: Some(OCI_INDEX.to_owned()),
-            artifact_type: None,
-            manifests: manifests.collect(),
-            subject: None,
-            annotations: BTreeMap::new(),
-        };
+        let index = Index::of(manifests.collect());
         self.replace(INDEX, &serde_json::to_vec(&index)?)?;
         Ok(done)
     }

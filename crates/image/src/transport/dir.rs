@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-use super::files::{Files, Folder, Replacement};
+use super::files::{Files, Folder};
 use crate::digest::{Algorithm, Hashing};
 use crate::manifest::{Descriptor, Document, MANIFEST_MOST};
+use crate::temporary::Replacement;
 use crate::transfer::{Source, Target};
 
 const VERSION: &[u8] = b"Directory Transport Version: 1.1\n";

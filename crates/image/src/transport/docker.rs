@@ -8,13 +8,15 @@ use anyhow::{Context, Result, bail, ensure};
 use report::{Kind, error};
 use serde::{Deserialize, Serialize};
 
-use super::files::{Files, Spool};
+use super::files::Files;
 use super::layout::Spooled;
 use crate::digest::{Algorithm, Digest, Hashing};
 use crate::family::{Family, LayerType, Packing};
+use crate::layer::compress::{SNIFFED, read_full, sniff};
 use crate::layer::tar::{Header, Kind as Entry, Writer as Tar};
 use crate::manifest::{CONFIG_MOST, Config, DOCKER_CONFIG, DOCKER_MANIFEST, Descriptor, Document, Manifest};
 use crate::reference::Reference;
+use crate::temporary::Spool;
 use crate::transfer::{Source, Takes, Target};
 
 const MANIFEST: &str = "manifest.json";
@@ -78,19 +80,10 @@ impl<'a> Reading<'a> {
         let mut descriptors = Vec::new();
         for (name, diff_id) in item.layers.iter().zip(&config.rootfs.diff_ids) {
             let (mut content, size) = files.open(name)?;
-            let mut magic = [0; 4];
-            let mut have = 0;
-            while have < magic.len() {
-                match content.read(&mut magic[have..]).with_context(|| format!("{title}: {name}"))? {
-                    0 => break,
-                    n => have += n,
-                }
-            }
-            let packing = match magic[..have] {
-                [0x1f, 0x8b, ..] => Packing::Gzip,
-                [0x28, 0xb5, 0x2f, 0xfd] => Packing::Zstd,
-                _ => Packing::Plain,
-            };
+            let at = || format!("{title}: {name}");
+            let mut first = [0; SNIFFED];
+            let have = read_full(&mut content, &mut first).with_context(at)?;
+            let packing = sniff(&first[..have]).map_err(anyhow::Error::msg).with_context(at)?;
             let digest = match packing {
                 Packing::Plain => diff_id.clone(),
                 _ => digest_of(files, name)?,

@@ -10,10 +10,11 @@ use anyhow::{Context, Result, bail, ensure};
 use report::{Kind, error};
 use rustix::fs::FlockOperation;
 
-use super::files::{Files, Replacement, Spool, blob_name};
+use super::files::{Files, blob_name};
 use crate::digest::{Algorithm, Digest, Hashing};
 use crate::layer::tar::{Header, Kind as Entry, Writer as Tar};
-use crate::manifest::{Descriptor, Index, MANIFEST_MOST, OCI_INDEX};
+use crate::manifest::{Descriptor, Index, MANIFEST_MOST};
+use crate::temporary::{Replacement, Spool};
 use crate::transfer::{Source, Target};
 
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -189,7 +190,7 @@ impl Target for Writing {
             .with_context(|| format!("lock {}", self.path.display()))?;
         let mut index = match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| path.display().to_string())?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => new_index(),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Index::of(Vec::new()),
             Err(e) => return Err(e).with_context(|| format!("read {}", path.display())),
         };
         let name = self.name.as_deref();
@@ -199,17 +200,6 @@ impl Target for Writing {
         });
         index.manifests.push(named(root, name));
         put(&path, &serde_json::to_vec(&index)?)
-    }
-}
-
-fn new_index() -> Index {
-    Index {
-        schema_version: 2,
-        media_type: Some(OCI_INDEX.to_owned()),
-        artifact_type: None,
-        manifests: Vec::new(),
-        subject: None,
-        annotations: BTreeMap::new(),
     }
 }
 
@@ -329,8 +319,7 @@ impl<W: Write + Send> Target for WritingArchive<W> {
 
     fn finish(&self, root: &Descriptor, bytes: &[u8]) -> Result<()> {
         self.put_document(root, bytes)?;
-        let mut index = new_index();
-        index.manifests.push(named(root, self.name.as_deref()));
+        let index = Index::of(vec![named(root, self.name.as_deref())]);
         let mut to = self.to.lock().unwrap_or_else(PoisonError::into_inner);
         let write = |to: &mut W| -> Result<()> {
             let mut tar = Tar::new(to);

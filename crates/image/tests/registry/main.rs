@@ -136,13 +136,6 @@ fn a_cut_download_goes_on_where_it_was_cut() {
 #[test]
 fn wrong_answers_are_refused() {
     type Wrong = fn(&Asked) -> Option<Answer>;
-    let of_layer = |asked: &Asked| asked.is("GET", &layer_path());
-    assert!(!of_layer(&Asked {
-        method: "X".into(),
-        path: "/".into(),
-        headers: Default::default(),
-        body: vec![]
-    }));
     let cases: Vec<(&str, Wrong)> = vec![
         ("is not sha256:00", |a| {
             let zero = format!("sha256:{}", "0".repeat(64));

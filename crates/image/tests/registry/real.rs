@@ -1,6 +1,6 @@
 //! Debian's docker-registry on loopback, with TLS and without, and skopeo beside us.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -35,30 +35,39 @@ fn real(more: impl Fn(&Path) -> String) -> Option<Real> {
     let dir = tempfile::tempdir().unwrap();
     let address = format!("127.0.0.1:{}", free_port());
     let config = format!(
-        "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: {address}\n{}",
+        "version: 0.1\nlog:\n  level: info\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: {address}\n{}",
         dir.path().join("data").display(),
         more(dir.path())
     );
     std::fs::write(dir.path().join("config.yml"), config).unwrap();
-    let child = Command::new("docker-registry")
-        .args(["serve"])
-        .arg(dir.path().join("config.yml"))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn();
-    let Ok(child) = child else {
-        eprintln!("skipped: no docker-registry");
-        return None;
-    };
-    let real = Real { child, address, dir };
-    for _ in 0..2000 {
-        if TcpStream::connect(&real.address).is_ok() {
-            return Some(real);
+    let child = serve(&dir.path().join("config.yml"));
+    match child {
+        Some(child) => Some(Real { child, address, dir }),
+        None => {
+            eprintln!("skipped: no docker-registry");
+            None
         }
-        std::thread::yield_now();
-        std::thread::sleep(Duration::from_millis(5));
     }
-    panic!("docker-registry does not answer");
+}
+
+/// Start one, and wait until it says that it listens.
+fn serve(config: &Path) -> Option<Child> {
+    let mut child = Command::new("docker-registry")
+        .arg("serve")
+        .arg(config)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .ok()?;
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("listening on") {
+        line.clear();
+        assert!(log.read_line(&mut line).unwrap() > 0, "docker-registry has ended");
+    }
+    // It must not wait for somebody who reads the rest.
+    std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+    Some(child)
 }
 
 /// A store with the image under `name`; the layer is `salt` and random-looking bytes.
@@ -237,13 +246,7 @@ fn a_registry_that_is_killed_in_the_middle_gets_the_rest() {
     let restart = move || {
         child.kill().unwrap();
         child.wait().unwrap();
-        *child = Command::new("docker-registry")
-            .arg("serve")
-            .arg(&config)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        *child = serve(&config).unwrap();
     };
     let mut content = Half {
         from: store.blob(&layer.digest).unwrap(),

@@ -1,10 +1,13 @@
 //! The command line: names and flags follow docker, podman and skopeo where these agree.
 
-mod care;
-mod list;
+mod archives;
+mod images;
 mod login;
+mod maintenance;
 mod manifest;
-mod root;
+mod pull;
+mod push;
+mod rootfs;
 mod transfer;
 
 use std::io::Write;
@@ -52,26 +55,26 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Fetch images from registries, layouts or archives
-    Pull(transfer::Pull),
+    Pull(pull::Pull),
     /// Send an image to a registry, a layout or an archive
-    Push(transfer::Push),
+    Push(push::Push),
     /// List images
     #[command(visible_alias = "ls")]
-    Images(list::Images),
+    Images(images::Images),
     /// Give an image another name
-    Tag(list::Tag),
+    Tag(images::Tag),
     /// Take names from an image, which stays
-    Untag(list::Untag),
+    Untag(images::Untag),
     /// Remove images, or names of images that have several
-    Rmi(list::Rmi),
+    Rmi(images::Rmi),
     /// Print all that is known of images, as JSON
-    Inspect(list::Inspect),
+    Inspect(images::Inspect),
     /// Show how an image was made
-    History(list::History),
+    History(images::History),
     /// Write images to an archive or a folder
-    Save(transfer::Save),
+    Save(archives::Save),
     /// Read images from an archive
-    Load(transfer::Load),
+    Load(archives::Load),
     /// Log in to a registry
     Login(login::Login),
     /// Log out of a registry
@@ -81,21 +84,21 @@ enum Verb {
     /// Make and change lists of images for several platforms
     Manifest(manifest::Manifest),
     /// Remove images that nobody needs
-    Prune(care::Prune),
+    Prune(maintenance::Prune),
     /// Show what uses the disk
-    Df(care::Df),
+    Df(maintenance::Df),
     /// Read everything in the store and say what is damaged
-    Check(care::Check),
+    Check(maintenance::Check),
     /// Copy an image between any two places
     #[command(visible_alias = "copy")]
-    Cp(transfer::Cp),
+    Cp(push::Cp),
     /// Make an OCI bundle of an image: a root file system and a config.json
-    Unpack(root::Unpack),
+    Unpack(rootfs::Unpack),
     /// Mount an image's root file system, read-only
-    Mount(root::Mount),
+    Mount(rootfs::Mount),
     /// Unmount it
     #[command(visible_alias = "umount")]
-    Unmount(root::Unmount),
+    Unmount(rootfs::Unmount),
 }
 
 impl Verb {
@@ -125,6 +128,8 @@ impl Verb {
 #[derive(Debug)]
 pub struct App {
     pub environment: Environment,
+    /// Where images are kept, as the command line says.
+    pub root: Option<PathBuf>,
     pub quiet: bool,
     /// Before a user namespace was entered.
     pub user: (u32, u32),
@@ -133,7 +138,7 @@ pub struct App {
 
 impl App {
     pub fn store(&self) -> Result<Store> {
-        Store::open(&self.environment.root)
+        Store::open(&self.environment.root(self.root.as_ref())?)
     }
 }
 
@@ -201,10 +206,7 @@ pub fn main() -> i32 {
 
 fn run(cli: Cli) -> Result<i32> {
     let user = sys::user::effective_ids();
-    let mut environment = Environment::gather(user.0);
-    if let Some(root) = cli.root {
-        environment.root = root;
-    }
+    let environment = Environment::gather(user.0);
     let mut subordinate = Subordinate::default();
     if user.0 != 0 && cli.verb.needs_ids() {
         if image::rootless::has_helpers(&environment.search) {
@@ -215,29 +217,29 @@ fn run(cli: Cli) -> Result<i32> {
         }
     }
     raise_limit();
-    let context = App { environment, quiet: cli.quiet, user, subordinate };
+    let context = App { environment, root: cli.root, quiet: cli.quiet, user, subordinate };
     match cli.verb {
-        Verb::Pull(args) => transfer::pull(&context, args),
-        Verb::Push(args) => transfer::push(&context, args),
-        Verb::Images(args) => list::images(&context, args),
-        Verb::Tag(args) => list::tag(&context, args),
-        Verb::Untag(args) => list::untag(&context, args),
-        Verb::Rmi(args) => list::rmi(&context, args),
-        Verb::Inspect(args) => list::inspect(&context, args),
-        Verb::History(args) => list::history(&context, args),
-        Verb::Save(args) => transfer::save(&context, args),
-        Verb::Load(args) => transfer::load(&context, args),
+        Verb::Pull(args) => pull::pull(&context, args),
+        Verb::Push(args) => push::push(&context, args),
+        Verb::Images(args) => images::images(&context, args),
+        Verb::Tag(args) => images::tag(&context, args),
+        Verb::Untag(args) => images::untag(&context, args),
+        Verb::Rmi(args) => images::rmi(&context, args),
+        Verb::Inspect(args) => images::inspect(&context, args),
+        Verb::History(args) => images::history(&context, args),
+        Verb::Save(args) => archives::save(&context, args),
+        Verb::Load(args) => archives::load(&context, args),
         Verb::Login(args) => login::login(&context, args),
         Verb::Logout(args) => login::logout(&context, args),
         Verb::Search(args) => login::search(&context, args),
         Verb::Manifest(args) => manifest::run(&context, args),
-        Verb::Prune(args) => care::prune(&context, args),
-        Verb::Df(args) => care::df(&context, args),
-        Verb::Check(args) => care::check(&context, args),
-        Verb::Cp(args) => transfer::cp(&context, args),
-        Verb::Unpack(args) => root::unpack(&context, args),
-        Verb::Mount(args) => root::mount(&context, args),
-        Verb::Unmount(args) => root::unmount(&context, args),
+        Verb::Prune(args) => maintenance::prune(&context, args),
+        Verb::Df(args) => maintenance::df(&context, args),
+        Verb::Check(args) => maintenance::check(&context, args),
+        Verb::Cp(args) => push::cp(&context, args),
+        Verb::Unpack(args) => rootfs::unpack(&context, args),
+        Verb::Mount(args) => rootfs::mount(&context, args),
+        Verb::Unmount(args) => rootfs::unmount(&context, args),
     }
 }
 

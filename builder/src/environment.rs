@@ -4,13 +4,15 @@ use std::env;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use anyhow::{Context, Result};
 use image::registry::client::Settings;
 use image::registry::credentials::Credentials;
+use report::Explain;
 
 /// The values that matter.
 #[derive(Clone, Debug)]
 pub struct Environment {
-    pub root: PathBuf,
+    root: Option<PathBuf>,
     home: Option<PathBuf>,
     config: Option<PathBuf>,
     runtime: Option<PathBuf>,
@@ -28,11 +30,9 @@ impl Environment {
     pub fn gather(uid: u32) -> Environment {
         let home = path("HOME");
         let below = |name: &str, rest: &str| path(name).or_else(|| Some(home.as_ref()?.join(rest)));
-        let root = path("BERTH_ROOT").unwrap_or_else(|| match uid {
-            0 => PathBuf::from("/var/lib/berth"),
-            _ => below("XDG_DATA_HOME", ".local/share")
-                .unwrap_or_else(|| PathBuf::from(format!("/tmp/berth-{uid}")))
-                .join("berth"),
+        let root = path("BERTH_ROOT").or_else(|| match uid {
+            0 => Some(PathBuf::from("/var/lib/berth")),
+            _ => Some(below("XDG_DATA_HOME", ".local/share")?.join("berth")),
         });
         Environment {
             root,
@@ -43,6 +43,13 @@ impl Environment {
             home,
             search: env::var_os("PATH").unwrap_or_default(),
         }
+    }
+
+    /// Where images are kept: what was named, or what the environment says.
+    pub fn root(&self, named: Option<&PathBuf>) -> Result<PathBuf> {
+        let root = named.or(self.root.as_ref()).cloned();
+        root.context("nobody says where images are kept: HOME is not set")
+            .hint(|| "--root FOLDER, or BERTH_ROOT".to_owned())
     }
 
     /// Files of credentials: what was named, or else Podman's and Docker's.
@@ -61,10 +68,11 @@ impl Environment {
     }
 
     /// Where `login` keeps them: what was named, or Docker's file.
-    pub fn login_file(&self, named: Option<&PathBuf>) -> PathBuf {
-        let own =
-            || self.docker.clone().unwrap_or_else(|| PathBuf::from("/root/.docker")).join("config.json");
-        named.or(self.auth_file.as_ref()).cloned().unwrap_or_else(own)
+    pub fn login_file(&self, named: Option<&PathBuf>) -> Result<PathBuf> {
+        let named = named.or(self.auth_file.as_ref()).cloned();
+        let file = named.or_else(|| Some(self.docker.as_ref()?.join("config.json")));
+        file.context("nobody says where credentials are kept: HOME is not set")
+            .hint(|| "--authfile FILE".to_owned())
     }
 
     /// How registries are spoken to.

@@ -138,8 +138,9 @@ pub fn login(app: &App, args: Login) -> Result<i32> {
     ensure!(!password.is_empty(), "login: the password is empty");
     let shown = Credentials::Password { user: user.clone(), password: password.clone() };
     let insecure = args.tls_verify == Some(false);
+    let file = app.environment.login_file(args.authfile.as_ref())?;
     app.environment.settings(args.authfile.as_ref(), Some(shown), insecure).check_login(&registry)?;
-    credentials::store(&app.environment.login_file(args.authfile.as_ref()), &registry, &user, &password)?;
+    credentials::store(&file, &registry, &user, &password)?;
     if !app.quiet {
         print("Login Succeeded\n")?;
     }
@@ -147,7 +148,7 @@ pub fn login(app: &App, args: Login) -> Result<i32> {
 }
 
 pub fn logout(app: &App, args: Logout) -> Result<i32> {
-    let file = app.environment.login_file(args.authfile.as_ref());
+    let file = app.environment.login_file(args.authfile.as_ref())?;
     if args.all {
         credentials::forget_all(&file)?;
         return print("Removed login credentials for all registries\n").map(|()| 0);

@@ -8,7 +8,7 @@ use image::manifest::{Descriptor, Document, Index, OCI_INDEX, Platform};
 use image::store::{Image, Wait};
 use image::{Digest, Reference, Store};
 
-use super::{App, Registry, print, transfer};
+use super::{App, Registry, print, pull, push};
 use crate::facts::{find, for_here};
 
 #[derive(Debug, Args)]
@@ -186,7 +186,7 @@ pub fn run(app: &App, args: Manifest) -> Result<i32> {
             );
             let mut index = Index::of(Vec::new());
             for text in &images {
-                let image = transfer::fetch(app, &store, text, &registry, None)?;
+                let image = pull::fetch(app, &store, text, &registry, None)?;
                 add(&mut index, entries(&store, &image, all)?);
             }
             let digest = keep(&store, name, &index)?;
@@ -196,7 +196,7 @@ pub fn run(app: &App, args: Manifest) -> Result<i32> {
             let (image, mut index) = index_of(&store, &list)?;
             let name = image.reference.with_context(|| format!("{list}: the list has no name"))?;
             for text in &images {
-                let image = transfer::fetch(app, &store, text, &registry, None)?;
+                let image = pull::fetch(app, &store, text, &registry, None)?;
                 let mut new = entries(&store, &image, all)?;
                 new.iter_mut().try_for_each(|entry| platform.apply(entry))?;
                 add(&mut index, new);
@@ -233,7 +233,7 @@ pub fn run(app: &App, args: Manifest) -> Result<i32> {
         Verb::Push { list, destination, all: _, purge, registry } => {
             let (image, _) = index_of(&store, &list)?;
             let to = destination.unwrap_or_else(|| list.clone());
-            let root = transfer::push_all(app, &store, &image, &to, &registry)?;
+            let root = push::push_all(app, &store, &image, &to, &registry)?;
             if purge {
                 store.forget(&image.target.digest)?;
                 store.sweep(Wait::No)?;

@@ -52,7 +52,7 @@ pub use layers::{Holder, Layer};
 pub use mounts::Mounted;
 pub use names::Image;
 pub use sweep::{Freed, Reached, Wait};
-pub use usage::{ImageUsage, Usage};
+pub use usage::{ImageUsage, Part, Usage};
 
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::manifest::{CONFIG_MOST, Config, Descriptor, Document, MANIFEST_MOST, Manifest};

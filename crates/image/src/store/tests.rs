@@ -252,3 +252,23 @@ fn damage_is_found_told_and_taken_out() {
     assert_eq!(store.images().unwrap().len(), 1);
     assert_eq!(store.layer(&Digest::of(b"one")).unwrap(), None);
 }
+
+#[test]
+fn no_more_images_go_than_are_needed() {
+    let (_dir, store) = store();
+    let shared = "s".repeat(10_000);
+    add(&store, "a", &shared);
+    // A second name of the same image frees nothing by itself.
+    add(&store, "b", &shared);
+    add(&store, "c", &"c".repeat(20_000));
+    let images = store.images().unwrap();
+    let usage = store.usage().unwrap();
+    let all = usage.blobs;
+    let of = |name: &str| {
+        let one = usage.images.iter().find(|u| u.image.reference == Some(reference(name)));
+        one.unwrap().blobs
+    };
+    for (keep, gone) in [(all, 0), (all - 1, 2), (all - of("a"), 2), (all - of("a") - 1, 3), (0, 3)] {
+        assert_eq!(store.enough(&images, keep).unwrap(), gone, "keep {keep} of {all}");
+    }
+}

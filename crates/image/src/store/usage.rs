@@ -8,6 +8,14 @@ use super::sweep::Reached;
 use super::{Freed, Image, Store};
 use crate::digest::Digest;
 
+/// Something that an image uses. A layer's blob that is not compressed has the layer's own digest.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    Blob(Digest),
+    /// Unpacked, by its diff id.
+    Layer(Digest),
+}
+
 /// What an image uses. Images under several names are one each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageUsage {
@@ -18,6 +26,8 @@ pub struct ImageUsage {
     pub layers: u64,
     /// Of both, what other images need too.
     pub shared: u64,
+    /// All of it, each with its bytes; what is not here has none.
+    pub parts: Vec<(Part, u64)>,
 }
 
 /// What a store uses, in bytes.
@@ -31,6 +41,44 @@ pub struct Usage {
 }
 
 impl Store {
+    /// How many of these images have to go, from the first on, until what the others need is no more than `keep` bytes.
+    /// Names of one image count for it together: it is gone with the last.
+    pub fn enough(&self, going: &[Image], keep: u64) -> Result<usize> {
+        let usage = self.usage()?;
+        let mut used = (usage.blobs + usage.layers).saturating_sub(usage.unneeded.bytes);
+        let mut names: BTreeMap<&Digest, usize> = BTreeMap::new();
+        let mut users: BTreeMap<&Part, (u64, usize)> = BTreeMap::new();
+        for of_one in &usage.images {
+            let count = names.entry(&of_one.image.target.digest).or_default();
+            *count += 1;
+            if *count == 1 {
+                for (part, size) in &of_one.parts {
+                    users.entry(part).or_insert((*size, 0)).1 += 1;
+                }
+            }
+        }
+        for (gone, image) in going.iter().enumerate() {
+            if used <= keep {
+                return Ok(gone);
+            }
+            let Some(left) = names.get_mut(&image.target.digest) else { continue };
+            *left = left.saturating_sub(1);
+            let parts = usage.images.iter().find(|u| u.image.target.digest == image.target.digest);
+            if *left > 0 {
+                continue;
+            }
+            for (part, _) in parts.iter().flat_map(|p| &p.parts) {
+                if let Some((size, by)) = users.get_mut(part) {
+                    *by -= 1;
+                    if *by == 0 {
+                        used = used.saturating_sub(*size);
+                    }
+                }
+            }
+        }
+        Ok(going.len())
+    }
+
     /// What uses the disk. An image that cannot be read is an error.
     pub fn usage(&self) -> Result<Usage> {
         let _lease = self.lease()?;
@@ -62,8 +110,15 @@ impl Store {
             let of_blobs = own.blobs.iter().map(|b| (size_of(&blobs, b), needed.0[b]));
             let of_layers = own.layers.iter().map(|l| (size_of(&layers, l), needed.1[l]));
             let shared = of_blobs.clone().chain(of_layers.clone()).filter(|(_, by)| *by > 1);
+            let layers_of = own.layers.iter().map(|l| (Part::Layer(l.clone()), size_of(&layers, l)));
             ImageUsage {
                 image: image.clone(),
+                parts: own
+                    .blobs
+                    .iter()
+                    .map(|b| (Part::Blob(b.clone()), size_of(&blobs, b)))
+                    .chain(layers_of)
+                    .collect(),
                 shared: shared.map(|(size, _)| size).sum(),
                 blobs: of_blobs.map(|(size, _)| size).sum(),
                 layers: of_layers.map(|(size, _)| size).sum(),

@@ -15,8 +15,8 @@ use crate::format::{Column, Format, human, rows};
 pub struct Images {
     /// Only images whose name is or begins with this
     name: Option<String>,
-    /// Images without names too
-    #[arg(long, short)]
+    /// Images without names too, which are shown in any case
+    #[arg(long, short, hide = true)]
     all: bool,
     /// Show digests
     #[arg(long)]
@@ -33,9 +33,6 @@ pub struct Images {
     /// No heading
     #[arg(long, short = 'n')]
     noheading: bool,
-    /// Ids only (also the global --quiet)
-    #[arg(long = "ids", hide = true)]
-    ids: bool,
 }
 
 #[derive(Debug, Args)]
@@ -273,18 +270,16 @@ pub fn images(app: &App, args: Images) -> Result<i32> {
     let store = app.store()?;
     let format = Format::parse(args.format.as_deref())?;
     let filters = args.filter.iter().map(|f| Filter::parse(&store, f)).collect::<Result<Vec<_>>>()?;
-    let wants_unnamed = args.all || filters.iter().any(|f| matches!(f, Filter::Dangling(true)));
     let mut all = Vec::new();
     for image in store.images()? {
         let fits = match (&args.name, &image.reference) {
-            (None, None) => true,
-            (None, Some(_)) => true,
+            (None, _) => true,
             (Some(_), None) => false,
             (Some(name), Some(r)) => {
                 matches(name, &r.familiar_name()) || matches(name, &r.familiar()) || matches(name, &r.name())
             }
         };
-        if !fits || (image.reference.is_none() && !wants_unnamed && args.name.is_some()) {
+        if !fits {
             continue;
         }
         match facts(&store, &image) {
@@ -296,7 +291,7 @@ pub fn images(app: &App, args: Images) -> Result<i32> {
     all.retain(|f| filters.iter().all(|filter| filter.fits(f)));
     // The newest first, as docker has it.
     all.sort_by_key(|f| std::cmp::Reverse(f.created()));
-    if app.quiet || args.ids {
+    if app.quiet {
         let mut ids: Vec<String> = Vec::new();
         for f in &all {
             let id = if args.no_trunc { f.id.to_string() } else { f.id.short().to_owned() };

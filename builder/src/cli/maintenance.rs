@@ -2,13 +2,13 @@
 
 use std::io::{IsTerminal, Write};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 use image::store::Wait;
 use report::Explain;
 use serde_json::json;
 
-use super::list::Filter;
+use super::images::Filter;
 use super::{App, print};
 use crate::facts::{Facts, facts};
 use crate::format::{Format, human, rows};
@@ -68,6 +68,13 @@ pub fn prune(app: &App, args: Prune) -> Result<i32> {
         }
     }
     going.sort_by_key(Facts::created);
+    let going = match keep {
+        Some(keep) => {
+            let images: Vec<_> = going.iter().map(|f| f.image.clone()).collect();
+            &going[..store.enough(&images, keep)?]
+        }
+        None => &going[..],
+    };
     if !args.force {
         let what = if args.all { "all images that the filters leave" } else { "all images without a name" };
         let names: String = going.iter().map(|f| format!("  {}\n", f.image.title())).collect();
@@ -85,13 +92,7 @@ pub fn prune(app: &App, args: Prune) -> Result<i32> {
     }
     let mut told = String::new();
     let mut freed = 0;
-    for facts in &going {
-        if let Some(keep) = keep {
-            let usage = store.usage()?;
-            if (usage.blobs + usage.layers).saturating_sub(usage.unneeded.bytes) <= keep {
-                break;
-            }
-        }
+    for facts in going {
         match &facts.image.reference {
             Some(name) => {
                 store.untag(name)?;
@@ -172,21 +173,16 @@ pub fn df(app: &App, args: Df) -> Result<i32> {
             "Reclaimable": format!("{} ({percent}%)", human::size(free))})
     };
     let named = usage.images.iter().filter(|u| u.image.reference.is_some()).count();
+    let (blobs, layers) = (store.blobs()?, store.layers()?);
     let of_blobs: u64 =
-        store.blobs()?.iter().filter(|(d, ..)| usage.unneeded.blobs.contains(d)).map(|(_, s, _)| s).sum();
+        blobs.iter().filter(|(d, ..)| usage.unneeded.blobs.contains(d)).map(|(_, s, _)| s).sum();
     let data = [
         line("Images", usage.images.len(), named, usage.blobs + usage.layers, unnamed),
-        line(
-            "Blobs",
-            store.blobs()?.len(),
-            store.blobs()?.len() - usage.unneeded.blobs.len(),
-            usage.blobs,
-            of_blobs,
-        ),
+        line("Blobs", blobs.len(), blobs.len() - usage.unneeded.blobs.len(), usage.blobs, of_blobs),
         line(
             "Unpacked layers",
-            store.layers()?.len(),
-            store.layers()?.len() - usage.unneeded.layers.len(),
+            layers.len(),
+            layers.len() - usage.unneeded.layers.len(),
             usage.layers,
             usage.unneeded.bytes - of_blobs,
         ),
@@ -243,10 +239,7 @@ pub fn check(app: &App, args: Check) -> Result<i32> {
         return Ok(super::FAILURE);
     }
     if args.repair {
-        match store.sweep(Wait::No) {
-            Ok(_) => {}
-            Err(e) => bail!("{}", report::line(&e)),
-        }
+        store.sweep(Wait::No)?;
     }
     Ok(0)
 }

@@ -8,15 +8,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use image::layer::apply::{Options, Whiteouts, apply};
-use image::layer::compress::unpacked;
+use image::layer::apply::{Options, Whiteouts};
 use image::manifest::{Config, Manifest};
 use image::store::Image;
 use image::{Store, rootless};
 use rustix::fs::CWD;
 use serde_json::json;
 
-use super::{App, Registry, print, transfer};
+use super::{App, Registry, print, pull};
 use crate::bundle::{self, Runner};
 use crate::facts::for_here;
 use crate::format::{Format, rows};
@@ -138,7 +137,7 @@ impl Drop for New {
 
 pub fn unpack(app: &App, args: Unpack) -> Result<i32> {
     let store = app.store()?;
-    let image = transfer::fetch(app, &store, &args.image, &args.registry, args.platform.as_deref())?;
+    let image = pull::fetch(app, &store, &args.image, &args.registry, args.platform.as_deref())?;
     let _lease = store.lease()?;
     let (manifest, config) = runnable(&store, &image)?;
     let new = New::begin(&args.folder)?;
@@ -152,14 +151,7 @@ pub fn unpack(app: &App, args: Unpack) -> Result<i32> {
     let root = bundle::open_root(&rootfs)?;
     let options = Options::own(Whiteouts::Remove, rootless::others_are_mapped());
     for (layer, diff_id) in manifest.layers.iter().zip(&config.rootfs.diff_ids) {
-        let (_, content) = unpacked(store.blob(&layer.digest)?, |plain| apply(plain, root.as_fd(), options))
-            .with_context(|| format!("unpack layer {}", layer.digest))?;
-        ensure!(
-            content.digest == *diff_id,
-            "layer {}: it holds {}, not {diff_id} as the config promises",
-            layer.digest,
-            content.digest
-        );
+        store.apply_layer(layer, diff_id, root.as_fd(), options)?;
     }
     if !args.rootfs_only {
         let runner = match app.user {

@@ -151,7 +151,7 @@ pub fn unpack(app: &App, args: Unpack) -> Result<i32> {
     let root = bundle::open_root(&rootfs)?;
     let options = Options::own(Whiteouts::Remove, rootless::others_are_mapped());
     for (layer, diff_id) in manifest.layers.iter().zip(&config.rootfs.diff_ids) {
-        store.apply_layer(layer, diff_id, root.as_fd(), options)?;
+        store.place_layer(layer, diff_id, root.as_fd(), options)?;
     }
     if !args.rootfs_only {
         let runner = match app.user {

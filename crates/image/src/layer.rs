@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`tar`] | how does a tar archive become entries, and entries an archive? |
 //! | [`apply`] | how does a layer's archive become a tree? |
+//! | [`walk`] | how does a tree become entries, and these a layer's archive? |
 //! | [`whiteout`] | how does a layer say that something is gone? |
 //! | [`tree`] | what can be done with a whole tree? |
 //! | [`compress`] | how are layers compressed? |
@@ -25,4 +26,5 @@ pub mod compress;
 pub mod pipe;
 pub mod tar;
 pub mod tree;
+pub mod walk;
 pub mod whiteout;

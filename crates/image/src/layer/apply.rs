@@ -4,10 +4,10 @@
 //! a link is resolved by the kernel within the root (openat2, `RESOLVE_IN_ROOT`). The last part of a path is never followed: what
 //! stands there is replaced. The descriptors of the last path's folders are kept, since the next entry mostly lies beside it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{BufRead, Write};
+use std::io::{self, BufRead, Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
@@ -19,9 +19,10 @@ use rustix::io::Errno;
 
 use super::tar::{Header, Kind, Reader};
 use super::tree::remove_tree;
+use super::walk::walk;
 use super::whiteout::{Attribute, Meaning, Privilege, attribute, meaning};
 
-/// The attribute in which an owner is noted that the kernel would not let us set: `UID:GID:MODE` in octal.
+/// The attribute in which an owner is noted that the kernel would not let us set: `UID:GID`.
 pub const OWNER: &str = "user.berth.owner";
 /// The attribute in which a device is noted that the kernel would not let us make: `c:MAJOR:MINOR`.
 pub const DEVICE: &str = "user.berth.device";
@@ -75,31 +76,148 @@ impl Options {
 }
 
 /// What came of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
     pub entries: u64,
     /// Of all files' contents.
     pub bytes: u64,
+    /// Folders that are only there because of what is in them: no entry says what they are like (the root's path is empty).
+    pub implied: Implied,
 }
+
+/// Paths of folders that a layer says nothing of.
+pub type Implied = BTreeSet<Vec<u8>>;
 
 /// Apply a layer to the tree at `root`. The reader is left behind the archive's end.
 pub fn apply(from: impl BufRead, root: BorrowedFd<'_>, options: Options) -> Result<Applied> {
     let mut reader = Reader::new(from);
-    let mut apply = Apply {
-        root,
-        options,
-        own: sys::user::effective_ids(),
-        above: Vec::new(),
-        new: HashSet::new(),
-        noted: HashSet::new(),
-        times: HashMap::new(),
-        applied: Applied::default(),
-    };
+    let mut apply = Apply::new(root, options);
     while let Some(header) = reader.entry()? {
         apply.entry(&header, &mut reader).with_context(|| format!("entry {}", header.title()))?;
     }
     apply.finish()?;
     Ok(apply.applied)
+}
+
+/// Apply a layer that was unpacked (with [`Whiteouts::Note`], and the privilege told) to the tree at `root`. Contents are shared
+/// with it where the file system can do that (FICLONE, ioctl_ficlone(2)), and copied inside the kernel otherwise.
+pub fn copy(
+    from: BorrowedFd<'_>,
+    privilege: Privilege,
+    implied: &Implied,
+    root: BorrowedFd<'_>,
+    options: Options,
+) -> Result<Applied> {
+    let mut apply = Apply::new(root, options);
+    let mut cloner = Cloner::default();
+    walk(from, privilege, &mut |header, content| {
+        if header.kind == Kind::Directory && implied.contains(&header.path) {
+            return Ok(());
+        }
+        cloner.from = content.map(|file| file.try_clone()).transpose()?;
+        apply.entry(header, &mut cloner).with_context(|| format!("entry {}", header.title()))
+    })?;
+    apply.finish()?;
+    Ok(apply.applied)
+}
+
+/// Make folders in the tree at `root`.
+pub fn folders(all: &[Header], root: BorrowedFd<'_>, options: Options) -> Result<()> {
+    let mut apply = Apply::new(root, options);
+    for header in all {
+        apply.entry(header, &mut Cloner::default()).with_context(|| format!("folder {}", header.title()))?;
+    }
+    apply.finish()
+}
+
+/// Where a file's content comes from.
+trait Content {
+    /// Write it to a new file; how many bytes these were.
+    fn write_to(&mut self, file: &mut File, header: &Header) -> Result<u64>;
+}
+
+impl<R: BufRead> Content for Reader<R> {
+    fn write_to(&mut self, file: &mut File, header: &Header) -> Result<u64> {
+        let mut written = 0;
+        match &header.pieces {
+            None => loop {
+                let bytes = self.fill_buf()?;
+                if bytes.is_empty() {
+                    break;
+                }
+                file.write_all(bytes)?;
+                let n = bytes.len();
+                written += n as u64;
+                self.consume(n);
+            },
+            Some(pieces) => {
+                file.set_len(header.size).context("a sparse file")?;
+                for (mut offset, mut left) in pieces.iter().copied() {
+                    while left > 0 {
+                        let bytes = self.fill_buf()?;
+                        let n = left.min(bytes.len() as u64);
+                        file.write_all_at(&bytes[..n as usize], offset)?;
+                        self.consume(n as usize);
+                        (offset, left) = (offset + n, left - n);
+                        written += n;
+                    }
+                }
+            }
+        }
+        Ok(written)
+    }
+}
+
+/// Gives a file the content of another.
+#[derive(Default)]
+struct Cloner {
+    from: Option<File>,
+    /// The file system cannot share contents.
+    refused: bool,
+}
+
+impl Content for Cloner {
+    fn write_to(&mut self, file: &mut File, header: &Header) -> Result<u64> {
+        let Some(from) = &mut self.from else { return Ok(0) };
+        if header.size == 0 {
+            return Ok(0);
+        }
+        if !self.refused {
+            match rustix::fs::ioctl_ficlone(&*file, &*from) {
+                Ok(()) => return Ok(header.size),
+                // Others than "not here": between file systems, on swap files, past quotas. A copy says what is wrong.
+                Err(_) => self.refused = true,
+            }
+        }
+        copy_pieces(from, file, header.size)
+    }
+}
+
+/// Copy a file, without what are holes in it.
+fn copy_pieces(from: &mut File, to: &mut File, size: u64) -> Result<u64> {
+    let mut at = 0;
+    let mut written = 0;
+    while at < size {
+        let data = match rustix::fs::seek(&*from, rustix::fs::SeekFrom::Data(at)) {
+            Ok(data) => data,
+            // Nothing but a hole follows.
+            Err(Errno::NXIO) => break,
+            // It does not know of holes.
+            Err(Errno::INVAL) => at,
+            Err(e) => return Err(e.into()),
+        };
+        let end = rustix::fs::seek(&*from, rustix::fs::SeekFrom::Hole(data)).unwrap_or(size).min(size);
+        ensure!(data < end, "it has changed meanwhile");
+        from.seek(io::SeekFrom::Start(data))?;
+        to.seek(io::SeekFrom::Start(data))?;
+        // The standard library has the kernel do it (copy_file_range(2)) where that is possible.
+        let n = io::copy(&mut Read::by_ref(from).take(end - data), to)?;
+        ensure!(n == end - data, "it has become shorter meanwhile");
+        written += n;
+        at = end;
+    }
+    to.set_len(size)?;
+    Ok(written)
 }
 
 /// A folder on the way to the last entry.
@@ -149,8 +267,21 @@ fn join(parts: &[&[u8]]) -> Vec<u8> {
     parts.join(&b'/')
 }
 
-impl Apply<'_> {
-    fn entry(&mut self, header: &Header, content: &mut Reader<impl BufRead>) -> Result<()> {
+impl<'a> Apply<'a> {
+    fn new(root: BorrowedFd<'a>, options: Options) -> Apply<'a> {
+        Apply {
+            root,
+            options,
+            own: sys::user::effective_ids(),
+            above: Vec::new(),
+            new: HashSet::new(),
+            noted: HashSet::new(),
+            times: HashMap::new(),
+            applied: Applied { implied: [Vec::new()].into(), ..Applied::default() },
+        }
+    }
+
+    fn entry(&mut self, header: &Header, content: &mut impl Content) -> Result<()> {
         self.applied.entries += 1;
         let parts = parts(&header.path)?;
         let Some((last, above)) = parts.split_last() else {
@@ -158,6 +289,7 @@ impl Apply<'_> {
             let root = rustix::fs::openat(self.root, ".", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
             self.metadata(root.as_fd(), header)?;
             self.times.insert(Vec::new(), header.mtime);
+            self.applied.implied.remove(&Vec::new());
             return Ok(());
         };
         match meaning(last) {
@@ -187,7 +319,9 @@ impl Apply<'_> {
                     // Nobody says what it should be like: the same everywhere, at least.
                     rustix::fs::fchmod(&fd, Mode::from_raw_mode(0o755))?;
                     self.own(fd.as_fd(), (0, 0))?;
-                    self.times.insert(join(&parts[..=depth]), (0, 0));
+                    let path = join(&parts[..=depth]);
+                    self.times.insert(path.clone(), (0, 0));
+                    self.applied.implied.insert(path);
                     fd
                 }
                 Err(Errno::NOTDIR | Errno::LOOP) => self.through_link(&parts[..=depth])?,
@@ -231,7 +365,7 @@ impl Apply<'_> {
     fn plain(
         &mut self,
         header: &Header,
-        content: &mut Reader<impl BufRead>,
+        content: &mut impl Content,
         above: &[&[u8]],
         last: &[u8],
         parts: &[&[u8]],
@@ -259,6 +393,10 @@ impl Apply<'_> {
         let path = join(parts);
         self.times.remove(&path);
         self.noted.remove(&path);
+        if !self.applied.implied.is_empty() {
+            let below = [&path[..], b"/"].concat();
+            self.applied.implied.retain(|p| *p != path && !p.starts_with(&below));
+        }
         Ok(remove_tree(self.last(), name(last))?)
     }
 
@@ -287,12 +425,13 @@ impl Apply<'_> {
         if self.options.whiteouts == Whiteouts::Remove {
             self.new.insert(rustix::fs::fstat(&fd)?.st_ino);
         }
+        self.applied.implied.remove(&path);
         self.times.insert(path, header.mtime);
         Ok(())
     }
 
     /// Make what is no folder.
-    fn make(&mut self, header: &Header, content: &mut Reader<impl BufRead>, last: &[u8]) -> Result<()> {
+    fn make(&mut self, header: &Header, content: &mut impl Content, last: &[u8]) -> Result<()> {
         let dir = self.last();
         let last = name(last);
         let device = match header.kind {
@@ -316,33 +455,9 @@ impl Apply<'_> {
         self.metadata_of(header, last)
     }
 
-    fn file(&mut self, header: &Header, content: &mut Reader<impl BufRead>, last: &OsStr) -> Result<()> {
+    fn file(&mut self, header: &Header, content: &mut impl Content, last: &OsStr) -> Result<()> {
         let mut file = self.new_file(last)?;
-        match &header.pieces {
-            None => loop {
-                let bytes = content.fill_buf()?;
-                if bytes.is_empty() {
-                    break;
-                }
-                file.write_all(bytes)?;
-                let n = bytes.len();
-                self.applied.bytes += n as u64;
-                content.consume(n);
-            },
-            Some(pieces) => {
-                file.set_len(header.size).context("a sparse file")?;
-                for (mut offset, mut left) in pieces.iter().copied() {
-                    while left > 0 {
-                        let bytes = content.fill_buf()?;
-                        let n = left.min(bytes.len() as u64);
-                        file.write_all_at(&bytes[..n as usize], offset)?;
-                        content.consume(n as usize);
-                        (offset, left) = (offset + n, left - n);
-                        self.applied.bytes += n;
-                    }
-                }
-            }
-        }
+        self.applied.bytes += content.write_to(&mut file, header)?;
         self.metadata(file.as_fd(), header)?;
         Ok(rustix::fs::futimens(&file, &times(header.mtime))?)
     }

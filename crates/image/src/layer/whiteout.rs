@@ -1,8 +1,10 @@
 //! How does a layer say that something is gone? image-spec, layer.md, "Whiteouts" (names in an archive), and overlayfs.rst,
 //! "whiteouts and opaque directories" (nodes and attributes in a tree).
 
-const PREFIX: &[u8] = b".wh.";
-const OPAQUE: &[u8] = b".wh..wh..opq";
+/// What is gone is named behind it.
+pub const PREFIX: &[u8] = b".wh.";
+/// The name that says that all that was in its folder is gone.
+pub const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Names that AUFS kept for itself.
 const RESERVED: &[u8] = b".wh..wh.";
 

@@ -275,7 +275,10 @@ impl Addition<'_> {
         let temporary = store.in_tmp("", |path| {
             rustix::fs::mkdirat(&store.fd, path, Mode::from_raw_mode(0o700))?;
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            rustix::fs::openat(&store.fd, path, flags, Mode::empty())
+            let tree = rustix::fs::openat(&store.fd, path, flags, Mode::empty())?;
+            // It is a root file system's, in a store that is closed to others.
+            rustix::fs::fchmod(&tree, Mode::from_raw_mode(0o755))?;
+            Ok(tree)
         })?;
         Ok(Tree(temporary))
     }

@@ -114,8 +114,8 @@ impl Store {
 
     fn layer_damage(&self, diff_id: &Digest) -> Option<String> {
         let check = || -> Result<Option<String>> {
-            let Some(layer) = self.layer(diff_id)? else { return Ok(None) };
             let Some(tree) = self.tree(diff_id)? else { return Ok(None) };
+            let layer = self.layer(diff_id)?.unwrap_or_default();
             let Some(was) = layer.fingerprint else { return Ok(Some("nothing is known of it".to_owned())) };
             let is = fingerprint(tree.as_fd())?;
             Ok((is != was).then(|| "files were changed since it was unpacked".to_owned()))

@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{Addition, Blob, Holder, Image, Layer, Lease, Store, Tree, Writer};
 use crate::digest::{Algorithm, Digest};
-use crate::layer::apply::{Applied, Options, Whiteouts, apply};
+use crate::layer::apply::{Applied, Options, Whiteouts, apply, copy};
 use crate::layer::compress::{Compression, Content, unpacked};
-use crate::layer::tree::fingerprint;
 use crate::layer::whiteout::Privilege;
 use crate::manifest::{CONFIG_MOST, Config, Descriptor, Document, MANIFEST_MOST, Manifest};
 use crate::reference::Reference;
@@ -85,23 +85,62 @@ impl Store {
         Ok(applied)
     }
 
-    /// Unpack the layers of an image that are not yet.
-    pub fn unpack(&self, manifest: &Manifest, config: &Config) -> Result<()> {
-        for (layer, diff_id) in manifest.layers.iter().zip(&config.rootfs.diff_ids) {
-            if self.layer(diff_id)?.is_some() {
-                continue;
+    /// Apply a layer to a tree that holds the lower ones, the quickest way: as it was unpacked, or else from its archive.
+    /// The caller holds a lease.
+    pub fn place_layer(
+        &self,
+        layer: &Descriptor,
+        diff_id: &Digest,
+        root: BorrowedFd<'_>,
+        options: Options,
+    ) -> Result<()> {
+        match (self.layer(diff_id)?, self.tree(diff_id)?) {
+            (Some(known), Some(tree)) => {
+                copy(tree.as_fd(), Privilege::own(), &known.implied(), root, options)
+                    .with_context(|| format!("copy layer {diff_id}"))?;
             }
-            let mut addition = self.begin()?;
-            let tree = addition.tree()?;
-            let applied = self.apply_layer(layer, diff_id, tree.as_fd(), self.tree_options())?;
-            let fingerprint = Some(fingerprint(tree.as_fd())?);
-            let unpacked = Layer { bytes: applied.bytes, entries: applied.entries, fingerprint };
-            addition.add_layer(diff_id.clone(), tree, unpacked);
-            let holder = Holder { digest: layer.digest.clone(), size: layer.size, made: None };
-            addition.add_holder(diff_id.clone(), holder);
-            addition.commit()?;
+            _ => drop(self.apply_layer(layer, diff_id, root, options)?),
         }
         Ok(())
+    }
+
+    /// Unpack the layers of an image that are not yet, as many at a time as there are processors.
+    pub fn unpack(&self, manifest: &Manifest, config: &Config) -> Result<()> {
+        let mut missing = Vec::new();
+        for (layer, diff_id) in manifest.layers.iter().zip(&config.rootfs.diff_ids) {
+            if self.layer(diff_id)?.is_none() && !missing.iter().any(|(_, known)| *known == diff_id) {
+                missing.push((layer, diff_id));
+            }
+        }
+        let next = AtomicUsize::new(0);
+        let failed = Mutex::new(None);
+        let work = || {
+            while let Some((layer, diff_id)) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if let Err(e) = self.unpack_layer(layer, diff_id) {
+                    failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
+                    next.store(missing.len(), Ordering::Relaxed);
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            let threads = std::thread::available_parallelism().map_or(1, usize::from).min(missing.len());
+            for _ in 1..threads {
+                scope.spawn(work);
+            }
+            work();
+        });
+        failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    }
+
+    fn unpack_layer(&self, layer: &Descriptor, diff_id: &Digest) -> Result<()> {
+        let mut addition = self.begin()?;
+        let tree = addition.tree()?;
+        let applied = self.apply_layer(layer, diff_id, tree.as_fd(), self.tree_options())?;
+        let unpacked = Layer::of(&applied, tree.as_fd())?;
+        addition.add_layer(diff_id.clone(), tree, unpacked);
+        let holder = Holder { digest: layer.digest.clone(), size: layer.size, made: None };
+        addition.add_holder(diff_id.clone(), holder);
+        addition.commit()
     }
 }
 
@@ -184,8 +223,7 @@ impl<'a> Receiving<'a> {
         let (layer, content) = unpacked(&mut tee, |plain| match &tree {
             Some(tree) => {
                 let applied = apply(plain, tree.as_fd(), self.store.tree_options())?;
-                let fingerprint = Some(fingerprint(tree.as_fd())?);
-                Ok(Layer { bytes: applied.bytes, entries: applied.entries, fingerprint })
+                Layer::of(&applied, tree.as_fd())
             }
             None => Ok(Layer::default()),
         })?;

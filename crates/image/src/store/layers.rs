@@ -1,7 +1,7 @@
 //! What is known of a layer, whatever the blobs that hold it?
 
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -11,11 +11,13 @@ use serde::{Deserialize, Serialize};
 
 use super::Store;
 use crate::digest::Digest;
+use crate::layer::apply::{Applied, Implied};
+use crate::layer::tree::fingerprint;
 
 const HOLDERS: &str = "blobs.json";
 const FACTS: &str = "layer.json";
 /// Bytes that a record may have.
-const RECORD_MOST: u64 = 1 << 20;
+const RECORD_MOST: u64 = 64 << 20;
 
 /// A blob that holds a layer: seen with our own eyes, by unpacking or by making it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,13 +37,53 @@ pub struct Layer {
     pub bytes: u64,
     /// Files, folders, whiteouts and all else.
     pub entries: u64,
+    /// Folders that the layer says nothing of, with what is no plain ASCII in their paths as `%XX`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) implied: Vec<String>,
     /// Of all that the inodes say, but not of the contents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<Digest>,
 }
 
+/// A path as text: `%` and what is no graphic ASCII as `%XX`.
+fn encode(path: &[u8]) -> String {
+    let plain = |b: &u8| b.is_ascii_graphic() && *b != b'%';
+    path.iter().map(|b| if plain(b) { char::from(*b).to_string() } else { format!("%{b:02X}") }).collect()
+}
+
+fn decode(text: &str) -> Option<Vec<u8>> {
+    let mut path = Vec::new();
+    let mut rest = text.as_bytes();
+    while let Some((first, behind)) = rest.split_first() {
+        rest = behind;
+        if *first != b'%' {
+            path.push(*first);
+            continue;
+        }
+        let (digits, behind) = rest.split_at_checked(2)?;
+        path.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
+        rest = behind;
+    }
+    Some(path)
+}
+
 impl Layer {
-    /// A record that is lost is made again, so that it needs no care.
+    /// What came of unpacking it to `tree`.
+    pub(super) fn of(applied: &Applied, tree: BorrowedFd<'_>) -> Result<Layer> {
+        Ok(Layer {
+            bytes: applied.bytes,
+            entries: applied.entries,
+            implied: applied.implied.iter().map(|p| encode(p)).collect(),
+            fingerprint: Some(fingerprint(tree)?),
+        })
+    }
+
+    /// Folders that the layer says nothing of.
+    pub fn implied(&self) -> Implied {
+        self.implied.iter().filter_map(|p| decode(p)).collect()
+    }
+
+    /// Without it, the layer counts as not unpacked.
     pub(super) fn write(&self, store: &Store, diff_id: &Digest) -> Result<()> {
         store.write_record(diff_id, FACTS, &serde_json::to_vec(self)?)
     }
@@ -104,7 +146,7 @@ impl Store {
         if !self.exists(&Self::tree_path(diff_id))? {
             return Ok(None);
         }
-        Ok(Some(self.read_record(diff_id, FACTS)?.unwrap_or_default()))
+        self.read_record(diff_id, FACTS)
     }
 
     /// The root of an unpacked layer, if it is there.

@@ -1,7 +1,7 @@
 //! Which layers are mounted, so that nobody removes them? A record for each mount, in `mounts`; one whose mount is gone counts no
 //! more.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -12,10 +12,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{Store, addition};
 use crate::digest::Digest;
+use crate::layer::apply::{self, Implied};
 use crate::layer::whiteout::Privilege;
-use crate::rootfs;
+use crate::rootfs::{self, Unpacked};
 
 const MOUNTS: &str = "mounts";
+/// What the names of folders end in that hold what must be told of folders, see [`rootfs::mend`].
+const MENDED: &str = ".mended";
 const RECORD_MOST: u64 = 4 << 20;
 
 /// A mount of an image.
@@ -31,12 +34,12 @@ impl Store {
     /// Mount unpacked layers on a folder, read-only; without one, on a folder of the store's.
     pub fn mount(&self, image: &str, layers: &[Digest], folder: Option<&Path>) -> Result<PathBuf> {
         let _lease = self.lease()?;
-        let mut trees = Vec::new();
+        let mut unpacked = Vec::new();
         for layer in layers {
-            let tree = self.tree(layer)?;
-            trees.push(tree.with_context(|| format!("layer {layer} is not unpacked"))?);
+            let missing = || format!("layer {layer} is not unpacked");
+            let implied = self.layer(layer)?.with_context(missing)?.implied();
+            unpacked.push(Unpacked { tree: self.tree(layer)?.with_context(missing)?, implied });
         }
-        let tree = rootfs::overlay(&trees, None, Privilege::own())?;
         self.make(MOUNTS)?;
         for attempt in 0..10_000 {
             let name = format!("{}-{attempt}", std::process::id());
@@ -55,14 +58,40 @@ impl Store {
                 Mounted { image: image.to_owned(), folder: folder.clone(), layers: layers.to_vec() };
             // First the record: a mount without one would lose its layers.
             self.replace(&record, &serde_json::to_vec(&mounted)?)?;
-            let done = rootfs::attach(tree.as_fd(), &folder);
-            if done.is_err() {
-                addition::remove(self.fd.as_fd(), &record)?;
+            let done = self.stack(unpacked, &format!("{MOUNTS}/{name}{MENDED}"));
+            if let Err(e) = done.and_then(|tree| rootfs::attach(tree.as_fd(), &folder)) {
+                self.forget_mount(&record)?;
+                return Err(e);
             }
-            done?;
             return Ok(folder);
         }
         anyhow::bail!("{}/{MOUNTS}: ten thousand names are taken", self.root.display())
+    }
+
+    /// Stack layers; what must be told of their folders beside is put into `place`.
+    fn stack(&self, mut layers: Vec<Unpacked>, place: &str) -> Result<OwnedFd> {
+        let privilege = Privilege::own();
+        let mended = rootfs::mend(&layers, privilege)?;
+        if !mended.is_empty() {
+            self.make(place)?;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            let tree = rustix::fs::openat(&self.fd, place, flags, Mode::empty()).context("stack layers")?;
+            apply::folders(&mended, tree.as_fd(), self.tree_options())?;
+            layers.push(Unpacked { tree, implied: Implied::new() });
+        }
+        let trees: Vec<_> = layers.into_iter().map(|l| l.tree).collect();
+        rootfs::overlay(&trees, None, privilege)
+    }
+
+    /// Remove the record of a mount, and what was made for it.
+    fn forget_mount(&self, record: &str) -> Result<()> {
+        let stem = record.trim_end_matches(".json");
+        addition::remove(self.fd.as_fd(), &format!("{stem}{MENDED}"))
+            .context("remove what a mount needed")?;
+        addition::remove(self.fd.as_fd(), record).context("remove the record of a mount")?;
+        // Only an empty one can be removed so; it is there if nobody said where to mount.
+        rustix::fs::unlinkat(&self.fd, stem, rustix::fs::AtFlags::REMOVEDIR).unwrap_or_default();
+        Ok(())
     }
 
     fn make(&self, path: &str) -> Result<()> {
@@ -97,13 +126,7 @@ impl Store {
                 Some(record) if points.contains(&escaped(&record.folder).as_str()) => {
                     found.push((path, record))
                 }
-                _ => {
-                    addition::remove(self.fd.as_fd(), &path).context("remove the record of a mount")?;
-                    let folder = path.trim_end_matches(".json");
-                    // Only an empty one can be removed so.
-                    rustix::fs::unlinkat(&self.fd, folder, rustix::fs::AtFlags::REMOVEDIR)
-                        .unwrap_or_default();
-                }
+                _ => self.forget_mount(&path)?,
             }
         }
         Ok(found)
@@ -124,9 +147,7 @@ impl Store {
             }
             sys::mount::detach(&mounted.folder)
                 .with_context(|| format!("unmount {}", mounted.folder.display()))?;
-            addition::remove(self.fd.as_fd(), &path).context("remove the record of a mount")?;
-            let folder = path.trim_end_matches(".json");
-            rustix::fs::unlinkat(&self.fd, folder, rustix::fs::AtFlags::REMOVEDIR).unwrap_or_default();
+            self.forget_mount(&path)?;
             done.push(mounted.folder);
         }
         if done.is_empty() {

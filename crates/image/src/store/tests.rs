@@ -181,12 +181,12 @@ fn layers_come_with_what_is_known_of_them_and_go_with_the_image() {
         let mut addition = store.begin().unwrap();
         let tree = addition.tree().unwrap();
         rustix::fs::mkdirat(&tree, "file", Mode::from_raw_mode(0o755)).unwrap();
-        addition.add_layer(diff_id.clone(), tree, Layer { bytes: 5, entries: 1, fingerprint: None });
+        addition.add_layer(diff_id.clone(), tree, Layer { bytes: 5, entries: 1, ..Layer::default() });
         let holder = Holder { digest: diff_id.clone(), size: 5, made: made.map(str::to_owned) };
         addition.add_holder(diff_id.clone(), holder);
         addition.commit().unwrap();
     }
-    assert_eq!(store.layer(&diff_id).unwrap(), Some(Layer { bytes: 5, entries: 1, fingerprint: None }));
+    assert_eq!(store.layer(&diff_id).unwrap(), Some(Layer { bytes: 5, entries: 1, ..Layer::default() }));
     assert!(store.tree_place(&diff_id).join("file").exists());
     assert!(std::fs::read_dir(store.root().join(TMP)).unwrap().next().is_none());
     let holders = store.holders(&diff_id).unwrap();

@@ -1,17 +1,22 @@
 //! What is left when a runtime is killed at any system call? For every system call of every process of create, start,
 //! run, exec, kill and delete: SIGKILL there, one `delete --force`, then nothing may be left and the next command works.
+//! The same for the builder's verbs: nothing that has a name may be lost, and the next command finds nothing left.
 //!
 //! ```text
-//! crash-points [--runtime PATH] [--verb VERB]… [--all | --budget SECONDS] [--errors | --delays] [--at PROCESS:CALL]
+//! crash-points [--runtime PATH | --builder PATH] [--verb VERB]… [--all | --points N | --budget SECONDS]
+//!              [--errors | --delays] [--at PROCESS:CALL]
 //! ```
 //! With `--errors` the call fails with ENOSPC, EIO, EMFILE or ENOMEM instead: then the verb says so and cleans up, or
 //! what it reports as done is done. With `--delays` the call waits until all other processes have gone as far as they can:
 //! whoever is quicker, the verb succeeds, and shows what it shows undisturbed.
-//! Without `--all`, as many points as the budget allows are taken evenly from all. Exits with 1 if any is unclean.
+//! Without `--all`, as many points as the budget allows (or N of each verb) are taken evenly from all. Exits with 1 if any is
+//! unclean.
 
+mod images;
 mod scenario;
 mod tracer;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -22,11 +27,59 @@ use scenario::{Scenario, Verb};
 use tracer::{Blow, Point};
 
 struct Options {
-    verbs: Vec<Verb>,
+    verbs: Vec<Subject>,
     all: bool,
+    points: Option<usize>,
     budget: Duration,
     mode: Mode,
     at: Option<(usize, u32)>,
+}
+
+/// What is put to the test.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Subject {
+    Runtime(Verb),
+    /// With the program.
+    Builder(images::Verb, PathBuf),
+}
+
+/// A verb with all that it needs, time and again.
+trait Trial {
+    /// Run it undisturbed: all its points, how long one round takes, and what a success shows.
+    fn record(&self) -> Result<(Vec<Point>, Duration, String)>;
+    /// Kill at `point`; the call that was hit, and what is wrong afterwards.
+    fn crash(&self, point: &Point, blow: Blow, expected: &str) -> Result<(Option<u64>, Vec<String>)>;
+    /// Let the call at `point` fail or wait; which it was, and what is wrong with how the verb took it.
+    fn disturb(&self, point: &Point, blow: Blow, expected: &str) -> Result<(Option<u64>, Vec<String>)>;
+}
+
+impl Subject {
+    fn name(&self) -> &'static str {
+        match self {
+            Subject::Runtime(verb) => verb.name(),
+            Subject::Builder(verb, _) => verb.name(),
+        }
+    }
+
+    /// Whether a program is to cope with an error of that system call.
+    fn can_fail(&self, syscall: u64) -> bool {
+        match self {
+            Subject::Runtime(_) => true,
+            Subject::Builder(..) => !images::is_of_std(syscall),
+        }
+    }
+
+    /// In a new bed; what is left in it is no error of its own.
+    fn try_out<T>(&self, run: impl FnOnce(&dyn Trial) -> Result<T>) -> Result<T> {
+        match self {
+            Subject::Runtime(verb) => {
+                let bed = Bed::new();
+                bed.lenient();
+                run(&Scenario::new(&bed, *verb)?)
+            }
+            Subject::Builder(verb, program) => run(&images::Scenario::new(program, *verb)?),
+        }
+    }
 }
 
 /// What is done at the points.
@@ -56,10 +109,12 @@ fn parse(args: &[String]) -> Result<Options> {
     let mut options = Options {
         verbs: Vec::new(),
         all: false,
+        points: None,
         budget: Duration::from_secs(75),
         mode: Mode::Kills,
         at: None,
     };
+    let (mut names, mut builder) = (Vec::new(), None);
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
@@ -72,13 +127,26 @@ fn parse(args: &[String]) -> Result<Options> {
                 let (process, call) = value()?.split_once(':').context("--at wants PROCESS:CALL")?;
                 options.at = Some((process.parse().context("--at")?, call.parse().context("--at")?));
             }
-            "--verb" => options.verbs.push(Verb::parse(value()?)?),
+            "--verb" => names.push(value()?.clone()),
+            "--points" => options.points = Some(value()?.parse().context("--points")?),
             "--runtime" => harness::runtime::choose(value()?),
+            "--builder" => builder = Some(PathBuf::from(value()?).canonicalize().context("--builder")?),
             _ => bail!("unknown option {arg}"),
         }
     }
-    if options.verbs.is_empty() {
-        options.verbs = Verb::ALL.to_vec();
+    let known: Vec<Subject> = match builder {
+        Some(program) => images::Verb::ALL.map(|v| Subject::Builder(v, program.clone())).to_vec(),
+        None => Verb::ALL.map(Subject::Runtime).to_vec(),
+    };
+    for name in &names {
+        let Some(verb) = known.iter().find(|v| v.name() == name) else {
+            let all: Vec<_> = known.iter().map(Subject::name).collect();
+            bail!("unknown verb {name}; there are {}", all.join(", "));
+        };
+        options.verbs.push(verb.clone());
+    }
+    if names.is_empty() {
+        options.verbs = known;
     }
     Ok(options)
 }
@@ -86,12 +154,16 @@ fn parse(args: &[String]) -> Result<Options> {
 /// How many points are unclean.
 fn run(options: &Options) -> Result<usize> {
     tracer::adopt_orphans()?;
-    println!("runtime {}", harness::runtime::path().display());
+    match options.verbs.first() {
+        Some(Subject::Builder(_, program)) => println!("builder {}", program.display()),
+        _ => println!("runtime {}", harness::runtime::path().display()),
+    }
     println!("{:<14} {:>6} {:>6} {:>6}  unclean", "verb", "points", "tried", "clean");
     let share = options.budget / u32::try_from(options.verbs.len())?;
     let (mut points, mut tried, mut unclean) = (0, 0, 0);
-    for &verb in &options.verbs {
-        let score = score(verb, if options.all { None } else { Some(share) }, options)?;
+    for verb in &options.verbs {
+        let share = if options.all || options.points.is_some() { None } else { Some(share) };
+        let score = score(verb, share, options)?;
         println!(
             "{:<14} {:>6} {:>6} {:>6}  {}",
             verb.name(),
@@ -133,21 +205,22 @@ fn blows(point: &Point, index: usize, mode: Mode, all: bool) -> Vec<Blow> {
     }
 }
 
-fn score(verb: Verb, share: Option<Duration>, options: &Options) -> Result<Score> {
+fn score(verb: &Subject, share: Option<Duration>, options: &Options) -> Result<Score> {
     let began = Instant::now();
-    let bed = Bed::new();
-    let scenario = Scenario::new(&bed, verb)?;
-    // Twice: the first run warms caches and makes mount points, which later runs find there.
-    scenario.record()?;
-    let (recorded, each, effect) = scenario.record()?;
+    let (recorded, each, effect) = verb.try_out(|trial| {
+        // Twice: the first run warms caches and makes mount points, which later runs find there.
+        trial.record()?;
+        trial.record()
+    })?;
     let points: Vec<(Point, Blow)> = recorded
         .iter()
+        .filter(|p| options.mode != Mode::Errors || verb.can_fail(p.syscall))
         .filter(|p| options.at.is_none_or(|at| at == (p.process, p.nth)))
         .enumerate()
-        .flat_map(|(i, p)| blows(p, i, options.mode, share.is_none()).into_iter().map(|b| (p.clone(), b)))
+        .flat_map(|(i, p)| blows(p, i, options.mode, options.all).into_iter().map(|b| (p.clone(), b)))
         .collect();
     let stride = match share {
-        None => 1,
+        None => options.points.map_or(1, |wanted| (points.len() / wanted.max(1)).max(1)),
         Some(share) => {
             let pause = if options.mode == Mode::Delays { tracer::STILL } else { Duration::ZERO };
             let left = share.saturating_sub(began.elapsed()).as_secs_f64();
@@ -163,23 +236,24 @@ fn score(verb: Verb, share: Option<Duration>, options: &Options) -> Result<Score
     let mut spoilt = true;
     while spoilt && in_time() {
         spoilt = false;
-        let bed = Bed::new();
-        bed.lenient();
-        let scenario = Scenario::new(&bed, verb)?;
-        while !spoilt && in_time() {
-            let Some((point, blow)) = chosen.next() else { return Ok(score) };
-            score.tried += 1;
-            let (hit, left) = match options.mode {
-                Mode::Kills => scenario.crash(point, *blow)?,
-                Mode::Errors | Mode::Delays => scenario.disturb(point, *blow, &effect)?,
-            };
-            if !left.is_empty() {
-                spoilt = true;
-                let call = hit.map_or_else(|| "which was not reached".to_owned(), tracer::syscall_name);
-                let story = format!("{} {call} ({}): {}", point.describe(), blow.describe(), left.join("; "));
-                score.unclean.push(story);
+        verb.try_out(|trial| {
+            while !spoilt && in_time() {
+                let Some((point, blow)) = chosen.next() else { return Ok(()) };
+                score.tried += 1;
+                let (hit, left) = match options.mode {
+                    Mode::Kills => trial.crash(point, *blow, &effect)?,
+                    Mode::Errors | Mode::Delays => trial.disturb(point, *blow, &effect)?,
+                };
+                if !left.is_empty() {
+                    spoilt = true;
+                    let call = hit.map_or_else(|| "which was not reached".to_owned(), tracer::syscall_name);
+                    let story =
+                        format!("{} {call} ({}): {}", point.describe(), blow.describe(), left.join("; "));
+                    score.unclean.push(story);
+                }
             }
-        }
+            Ok(())
+        })?;
     }
     Ok(score)
 }

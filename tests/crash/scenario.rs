@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use harness::{Bed, Bundle, Fifo, finish, json, start};
 
+use crate::Trial;
 use crate::tracer::{self, Blow, Point, Trace};
 
 /// The commands that are killed.
@@ -54,13 +55,6 @@ impl Verb {
     /// Whether there is no container before.
     fn makes(self) -> bool {
         matches!(self, Verb::Create | Verb::CreateJoining | Verb::Run | Verb::RunDetached)
-    }
-
-    pub fn parse(name: &str) -> Result<Verb> {
-        match Verb::ALL.into_iter().find(|v| v.name() == name) {
-            Some(verb) => Ok(verb),
-            None => bail!("unknown verb {name}; there are {}", Verb::ALL.map(Verb::name).join(", ")),
-        }
     }
 }
 
@@ -204,8 +198,7 @@ impl<'a> Scenario<'a> {
         }
     }
 
-    /// Run it undisturbed: all its points, how long one round takes, and what a success shows.
-    pub fn record(&self) -> Result<(Vec<Point>, Duration, String)> {
+    fn run_undisturbed(&self) -> Result<(Vec<Point>, Duration, String)> {
         let began = Instant::now();
         let mut ready = self.ready();
         let others = self.prepare()?;
@@ -221,8 +214,7 @@ impl<'a> Scenario<'a> {
         Ok((trace.points, began.elapsed(), effect?))
     }
 
-    /// Kill at `point`; the call that was hit, and what is left after one `delete --force`.
-    pub fn crash(&self, point: &Point, blow: Blow) -> Result<(Option<u64>, Vec<String>)> {
+    fn kill_at(&self, point: &Point, blow: Blow) -> Result<(Option<u64>, Vec<String>)> {
         let others = match self.prepare() {
             Ok(others) => others,
             Err(error) => return Ok((None, vec![format!("the next command does not work: {error:#}")])),
@@ -235,8 +227,7 @@ impl<'a> Scenario<'a> {
         Ok((trace.hit, left))
     }
 
-    /// Let the call at `point` fail or wait; which it was, and what is wrong with how the verb took it.
-    pub fn disturb(&self, point: &Point, blow: Blow, expected: &str) -> Result<(Option<u64>, Vec<String>)> {
+    fn disturb_at(&self, point: &Point, blow: Blow, expected: &str) -> Result<(Option<u64>, Vec<String>)> {
         let mut wrong = Vec::new();
         let mut ready = self.ready();
         let others = match self.prepare() {
@@ -353,9 +344,23 @@ impl<'a> Scenario<'a> {
     }
 }
 
+impl Trial for Scenario<'_> {
+    fn record(&self) -> Result<(Vec<Point>, Duration, String)> {
+        self.run_undisturbed()
+    }
+
+    fn crash(&self, point: &Point, blow: Blow, _expected: &str) -> Result<(Option<u64>, Vec<String>)> {
+        self.kill_at(point, blow)
+    }
+
+    fn disturb(&self, point: &Point, blow: Blow, expected: &str) -> Result<(Option<u64>, Vec<String>)> {
+        self.disturb_at(point, blow, expected)
+    }
+}
+
 /// Memory (mmap, mprotect, munmap, brk, mremap) and the start of a program and its threads (rt_sigaction, rt_sigprocmask,
 /// arch_prctl, set_tid_address, set_robust_list, rseq, sigaltstack, futex): the C library ends the program.
-fn is_of_libc(syscall: u64) -> bool {
+pub fn is_of_libc(syscall: u64) -> bool {
     [9, 10, 11, 12, 25, 13, 14, 158, 218, 273, 334, 131, 202].contains(&syscall)
 }
 

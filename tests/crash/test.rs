@@ -29,6 +29,25 @@ fn sampled_delays_change_nothing() {
     try_points(&["--delays", "--budget", "30"]);
 }
 
+/// "Nothing tagged is lost, nothing is corrupt, left-overs are gone with the next command."
+#[test]
+fn sampled_crash_points_lose_no_image() {
+    try_builder(&["--budget", "45"]);
+}
+
+#[test]
+fn sampled_failing_calls_lose_no_image() {
+    try_builder(&["--errors", "--budget", "30"]);
+}
+
+fn try_builder(options: &[&str]) {
+    let Some(_) = need::root() else { return };
+    let builder = harness::runtime::builder().to_string_lossy();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_crash-points"));
+    let tried = start(command.args(["--builder", &builder]).args(options));
+    tried.wait_within(Duration::from_secs(170)).success();
+}
+
 fn try_points(options: &[&str]) {
     let Some(_) = need::ours() else { return };
     let runtime = harness::runtime::path().to_string_lossy();

@@ -452,10 +452,10 @@ impl Watchdog {
 }
 
 /// getpid, getppid, getuid, getgid, geteuid, getegid, gettid, umask, sched_yield, rt_sigaction, rt_sigprocmask, getrandom,
-/// sigaltstack, uname: the kernel promises an answer. close: whatever it reports, the descriptor is gone (close(2)), while a
+/// sigaltstack, uname: the kernel promises an answer. futex: Rust's standard library relies on one. close: whatever it reports, the descriptor is gone (close(2)), while a
 /// call that is left out would keep it open.
 fn cannot_fail(syscall: u64) -> bool {
-    [39, 110, 102, 104, 107, 108, 186, 95, 24, 13, 14, 318, 131, 63, 3].contains(&syscall)
+    [39, 110, 102, 104, 107, 108, 186, 95, 24, 13, 14, 318, 131, 63, 202, 3].contains(&syscall)
 }
 
 /// The kernel headers know the names, where they are installed.

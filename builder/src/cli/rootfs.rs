@@ -4,15 +4,15 @@ use std::fs::DirBuilder;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use image::layer::apply::{Options, Whiteouts};
 use image::manifest::{Config, Manifest};
 use image::store::Image;
+use image::temporary::NewFolder;
 use image::{Store, rootless};
-use rustix::fs::CWD;
 use serde_json::json;
 
 use super::{App, Registry, print, pull};
@@ -66,82 +66,13 @@ fn runnable(store: &Store, image: &Image) -> Result<(Manifest, Config)> {
     Ok((manifest, config))
 }
 
-/// A folder that is there when it is whole: until then it has another name, which nobody else takes.
-struct New {
-    path: PathBuf,
-    temporary: PathBuf,
-    done: bool,
-}
-
-impl New {
-    fn begin(path: &Path) -> Result<New> {
-        let making = || format!("make {}", path.display());
-        match std::fs::read_dir(path) {
-            Ok(mut entries) => ensure!(entries.next().is_none(), "{}: it is not empty", path.display()),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(e) => return Err(e).with_context(|| path.display().to_string()),
-        }
-        let name = path.file_name().with_context(making)?.to_string_lossy().into_owned();
-        let beside = match path.parent() {
-            Some(above) if !above.as_os_str().is_empty() => above.to_owned(),
-            _ => PathBuf::from("."),
-        };
-        std::fs::create_dir_all(&beside).with_context(making)?;
-        remove_left_overs(&beside, &name);
-        for attempt in 0..1000 {
-            let temporary = beside.join(format!(".{name}.berth-{}-{attempt}", std::process::id()));
-            match DirBuilder::new().mode(0o755).create(&temporary) {
-                Ok(()) => {
-                    let new = New { path: path.to_owned(), temporary, done: false };
-                    return Ok(new);
-                }
-                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
-                Err(e) => return Err(e).with_context(making),
-            }
-        }
-        bail!("{}: a thousand names are taken", making())
-    }
-
-    fn finish(mut self) -> Result<()> {
-        std::fs::rename(&self.temporary, &self.path)
-            .with_context(|| format!("make {}", self.path.display()))?;
-        self.done = true;
-        Ok(())
-    }
-}
-
-/// What killed commands left when they unpacked to the same place: their processes are gone.
-fn remove_left_overs(beside: &Path, name: &str) {
-    let prefix = format!(".{name}.berth-");
-    let Ok(entries) = std::fs::read_dir(beside) else { return };
-    for entry in entries.flatten() {
-        let left = entry.file_name();
-        let Some(pid) = left.to_str().and_then(|l| l.strip_prefix(&prefix)?.split('-').next()) else {
-            continue;
-        };
-        let alive = Path::new("/proc").join(pid).exists();
-        if !alive {
-            // It is in nobody's way.
-            image::layer::tree::remove_tree(CWD, entry.path().as_os_str()).unwrap_or_default();
-        }
-    }
-}
-
-impl Drop for New {
-    fn drop(&mut self) {
-        if !self.done {
-            image::layer::tree::remove_tree(CWD, self.temporary.as_os_str()).unwrap_or_default();
-        }
-    }
-}
-
 pub fn unpack(app: &App, args: Unpack) -> Result<i32> {
     let store = app.store()?;
     let image = pull::fetch(app, &store, &args.image, &args.registry, args.platform.as_deref())?;
     let _lease = store.lease()?;
     let (manifest, config) = runnable(&store, &image)?;
-    let new = New::begin(&args.folder)?;
-    let rootfs = if args.rootfs_only { new.temporary.clone() } else { new.temporary.join("rootfs") };
+    let new = NewFolder::new(&args.folder)?;
+    let rootfs = if args.rootfs_only { new.place().to_owned() } else { new.place().join("rootfs") };
     if !args.rootfs_only {
         DirBuilder::new()
             .mode(0o755)
@@ -149,7 +80,7 @@ pub fn unpack(app: &App, args: Unpack) -> Result<i32> {
             .with_context(|| format!("make {}", rootfs.display()))?;
     }
     let root = bundle::open_root(&rootfs)?;
-    let options = Options::own(Whiteouts::Remove, rootless::others_are_mapped());
+    let options = Options::own(Whiteouts::Remove, rootless::others_are_mapped()?);
     for (layer, diff_id) in manifest.layers.iter().zip(&config.rootfs.diff_ids) {
         store.place_layer(layer, diff_id, root.as_fd(), options)?;
     }
@@ -162,7 +93,7 @@ pub fn unpack(app: &App, args: Unpack) -> Result<i32> {
             }
         };
         let made = bundle::config(&config, root.as_fd(), &args.hostname, runner, &app.subordinate)?;
-        let path = new.temporary.join("config.json");
+        let path = new.place().join("config.json");
         let write = || -> std::io::Result<()> {
             let mut file = std::fs::File::create(&path)?;
             file.write_all(&serde_json::to_vec_pretty(&made)?)

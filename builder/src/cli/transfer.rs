@@ -11,7 +11,7 @@ use image::layer::compress::Compression;
 use image::manifest::{Descriptor, Index, Platform};
 use image::registry::client::Settings;
 use image::store::Unpack;
-use image::temporary::{Replacement, Spool};
+use image::temporary::{Replacement, Spool, folder_of};
 use image::transfer::{Conversion, Options, Source, copy};
 use image::transport::files::{Archive, Folder};
 use image::transport::{Place, dir, docker, layout};
@@ -201,12 +201,8 @@ pub fn to_file<T>(
             Spool(&std::env::temp_dir()),
         );
     }
-    let beside = match path.parent() {
-        Some(above) if !above.as_os_str().is_empty() => above,
-        _ => Path::new("."),
-    };
     let mut new = Replacement::new(path)?;
-    let done = write(Box::new(std::io::BufWriter::with_capacity(1 << 17, &mut new)), Spool(beside))?;
+    let done = write(Box::new(std::io::BufWriter::with_capacity(1 << 17, &mut new)), Spool(folder_of(path)))?;
     new.finish()?;
     Ok(done)
 }

@@ -13,6 +13,7 @@
 //! | [`rootless`] | how does an ordinary user get the ids that an image's files have? |
 //! | [`store`] | where are images kept, so that no crash can damage them? |
 //! | [`temporary`] | how is something written outside the store, so that it is never there in part? |
+//! | `workers` | how is work shared among threads? |
 //! | [`transfer`] | how does an image get from one place to another? |
 //! | [`transport`] | where else do images live? |
 
@@ -29,6 +30,7 @@ pub mod store;
 pub mod temporary;
 pub mod transfer;
 pub mod transport;
+mod workers;
 
 pub use digest::Digest;
 pub use reference::Reference;

@@ -52,12 +52,13 @@ impl Subordinate {
 }
 
 /// Whether files can be given to others than ourselves here: user_namespaces(7), "uid_map".
-pub fn others_are_mapped() -> bool {
+pub fn others_are_mapped() -> Result<bool> {
     if sys::user::effective_ids().0 != 0 {
-        return false;
+        return Ok(false);
     }
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    map.lines().filter_map(|l| l.split_whitespace().nth(2)?.parse::<u64>().ok()).sum::<u64>() > 1
+    // A guess would leave files with wrong owners.
+    let map = std::fs::read_to_string("/proc/self/uid_map").context("read /proc/self/uid_map")?;
+    Ok(map.lines().filter_map(|l| l.split_whitespace().nth(2)?.parse::<u64>().ok()).sum::<u64>() > 1)
 }
 
 /// passwd(5): the name of a user.

@@ -3,8 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
-use std::num::NonZero;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
@@ -15,6 +14,7 @@ use crate::family::{Family, LayerType, Packing};
 use crate::layer::compress::{Compression, compress, unpacked};
 use crate::layer::pipe::pipe;
 use crate::manifest::{CONFIG_MOST, Config, Descriptor, Document, Index, Manifest};
+use crate::workers;
 
 /// Where an image can be read from. Several threads may read at once.
 pub trait Source: Sync {
@@ -261,44 +261,21 @@ impl Copy<'_> {
         diff_ids: &[Digest],
         conversion: Conversion,
     ) -> Result<Vec<Descriptor>> {
-        let next = AtomicUsize::new(0);
         let stop = AtomicBool::new(false);
         let results: Mutex<BTreeMap<Digest, Descriptor>> = Mutex::default();
-        let failed: Mutex<Option<anyhow::Error>> = Mutex::default();
         // The same layer twice is copied once.
         let first = |i: usize| layers[..i].iter().all(|l| l.digest != layers[i].digest);
-        let work = || {
-            loop {
-                let i = next.fetch_add(1, Ordering::Relaxed);
-                if i >= layers.len() || stop.load(Ordering::Relaxed) {
-                    return;
-                }
-                if !first(i) {
-                    continue;
-                }
-                match self.layer(&layers[i], diff_ids.get(i), conversion, &stop) {
-                    Ok(done) => {
-                        let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
-                        results.insert(layers[i].digest.clone(), done);
-                    }
-                    Err(e) => {
-                        // What fails later was stopped because of it.
-                        let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
-                        failed.get_or_insert(e);
-                        stop.store(true, Ordering::Relaxed);
-                    }
-                }
+        workers::each(layers, self.options.jobs, |i, layer| {
+            if !first(i) {
+                return Ok(());
             }
-        };
-        thread::scope(|scope| {
-            for _ in 1..self.options.jobs.min(layers.len()) {
-                scope.spawn(work);
-            }
-            work();
-        });
-        if let Some(e) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            return Err(e);
-        }
+            let done = self.layer(layer, diff_ids.get(i), conversion, &stop).inspect_err(|_| {
+                // What fails later was stopped because of it.
+                stop.store(true, Ordering::Relaxed);
+            })?;
+            results.lock().unwrap_or_else(PoisonError::into_inner).insert(layer.digest.clone(), done);
+            Ok::<_, anyhow::Error>(())
+        })?;
         let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
         let find = |l: &Descriptor| results.get(&l.digest).cloned().context("a layer was not copied");
         layers.iter().map(find).collect()
@@ -342,14 +319,14 @@ impl Copy<'_> {
         let from = Watched { inner: self.source.blob(layer)?, digest: &layer.digest, listener, stop };
         let mut from = Hashing::new(from, layer.digest.algorithm());
         let (mut to, mut out) = pipe();
-        let threads = thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN);
+        let threads = workers::processors();
         let (content, new) = thread::scope(|scope| {
-            let packer = scope.spawn(move || {
+            let packer = workers::spawn(scope, move || {
                 let done = unpacked(&mut from, |plain| Ok(compress(plain, &mut to, wanted, threads)?));
                 // The reader hears in its own words what went wrong.
                 to.finish(done.as_ref().map(drop).map_err(|e| io::Error::other(format!("{e:#}"))));
                 done.map(|((), content)| (content, from.finish()))
-            });
+            })?;
             let new = self.target.put_new(&media_type, &mut out);
             drop(out);
             match packer.join() {

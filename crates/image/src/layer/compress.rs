@@ -18,6 +18,7 @@ use flate2::{Compress, Crc, FlushCompress, Status};
 use super::pipe::{PipeReader, pipe};
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::family::Packing;
+use crate::workers;
 
 /// Changes when the same input makes other bytes than before.
 const EDITION: u32 = 1;
@@ -203,7 +204,7 @@ pub fn unpacked<T>(
 ) -> Result<(T, Content)> {
     let (mut writer, mut reader) = pipe();
     thread::scope(|scope| {
-        let producer = scope.spawn(move || {
+        let producer = workers::spawn(scope, move || {
             let mut hasher = Hasher::new(Algorithm::Sha256);
             let mut size = 0;
             let run = || -> io::Result<()> {
@@ -232,7 +233,7 @@ pub fn unpacked<T>(
             let done = run();
             writer.finish(done);
             Content { digest: hasher.finish(), size }
-        });
+        })?;
         let taken = take(&mut reader).and_then(|taken| {
             io::copy(&mut reader, &mut io::sink())?;
             Ok(taken)
@@ -342,9 +343,9 @@ fn gzip(
     thread::scope(move |scope| -> io::Result<()> {
         let jobs = jobs;
         let (done, results) = channel();
-        for _ in 0..threads.get() {
+        for n in 0..threads.get() {
             let done = done.clone();
-            scope.spawn(move || {
+            let spawned = workers::spawn(scope, move || {
                 loop {
                     let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     let Ok(job) = next else { return };
@@ -354,6 +355,11 @@ fn gzip(
                     }
                 }
             });
+            match spawned {
+                Err(e) if n == 0 => return Err(e),
+                Err(_) => break,
+                Ok(_) => {}
+            }
         }
         drop(done);
         let mut waiting = BTreeMap::new();

@@ -42,6 +42,13 @@ impl Temporary {
     }
 }
 
+impl Temporary {
+    /// It stays; the next command finds it.
+    fn leave(mut self) {
+        self.store = None;
+    }
+}
+
 impl Drop for Temporary {
     fn drop(&mut self) {
         if let Some((store, path)) = &self.store {
@@ -303,6 +310,11 @@ impl Addition<'_> {
         self.blobs.iter().any(|b| b.digest == *digest)
     }
 
+    /// Whether an unpacked layer is part of this already.
+    pub fn brings_layer(&self, diff_id: &Digest) -> bool {
+        self.layers.iter().any(|(known, ..)| known == diff_id)
+    }
+
     /// A layer, unpacked in `tree`, is part of this.
     pub fn add_layer(&mut self, diff_id: Digest, tree: Tree, layer: Layer) {
         self.layers.push((diff_id, tree, layer));
@@ -343,6 +355,16 @@ impl Addition<'_> {
             store.sync()?;
             Some(told)
         };
+        let done = self.commit_told(told.is_some());
+        // What got a name already is taken back, by the next command.
+        if let (Err(_), Some(told)) = (&done, told) {
+            told.leave();
+        }
+        done
+    }
+
+    fn commit_told(mut self, told: bool) -> Result<()> {
+        let store = self.store;
         for blob in &self.blobs {
             blob.link(store).with_context(|| format!("name blob {}", blob.digest))?;
         }
@@ -351,7 +373,7 @@ impl Addition<'_> {
         }
         let _lock = store.lock_file(INDEX_LOCK, FlockOperation::LockExclusive)?;
         store.record_holders(&self.holders)?;
-        if told.is_some() {
+        if told {
             store.sync()?;
         }
         for (name, target) in &self.images {

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result};
 use report::Kind;
@@ -14,6 +13,7 @@ use super::{Image, LOCK, Store, addition};
 use crate::digest::{Digest, Hasher};
 use crate::layer::tree::fingerprint;
 use crate::manifest::{Descriptor, Document};
+use crate::workers;
 
 /// Something that is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,36 +79,28 @@ impl Store {
     /// Blobs with other bytes than they should have; as many threads as processors read.
     fn damaged_blobs(&self) -> Result<Vec<Damage>> {
         let blobs = self.blobs()?;
-        let next = AtomicUsize::new(0);
         let found = Mutex::new(Vec::new());
-        let work = || {
-            let mut buffer = vec![0; 256 << 10];
-            while let Some((digest, ..)) = blobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let mut read = || -> Result<Digest> {
-                    let mut file = self.blob(digest)?;
-                    let mut hasher = Hasher::new(digest.algorithm());
-                    loop {
-                        match file.read(&mut buffer)? {
-                            0 => return Ok(hasher.finish()),
-                            n => hasher.update(&buffer[..n]),
-                        }
+        workers::each(&blobs, workers::processors().get(), |_, (digest, ..)| {
+            let read = || -> Result<Digest> {
+                let mut file = self.blob(digest)?;
+                let mut hasher = Hasher::new(digest.algorithm());
+                let mut buffer = vec![0; 256 << 10];
+                loop {
+                    match file.read(&mut buffer)? {
+                        0 => return Ok(hasher.finish()),
+                        n => hasher.update(&buffer[..n]),
                     }
-                };
-                let what = match read() {
-                    Ok(is) if is == *digest => continue,
-                    Ok(is) => format!("its content is that of {is}"),
-                    Err(e) => report::line(&e),
-                };
-                let damage = Damage::Blob { digest: digest.clone(), what };
-                found.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(damage);
-            }
-        };
-        std::thread::scope(|scope| {
-            for _ in 1..std::thread::available_parallelism().map_or(1, usize::from) {
-                scope.spawn(work);
-            }
-            work();
-        });
+                }
+            };
+            let what = match read() {
+                Ok(is) if is == *digest => return Ok::<_, anyhow::Error>(()),
+                Ok(is) => format!("its content is that of {is}"),
+                Err(e) => report::line(&e),
+            };
+            let damage = Damage::Blob { digest: digest.clone(), what };
+            found.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(damage);
+            Ok(())
+        })?;
         Ok(found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 

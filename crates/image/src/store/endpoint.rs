@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -16,6 +15,7 @@ use crate::layer::whiteout::Privilege;
 use crate::manifest::{CONFIG_MOST, Config, Descriptor, Document, MANIFEST_MOST, Manifest};
 use crate::reference::Reference;
 use crate::transfer::{Source, Target};
+use crate::{rootless, workers};
 
 /// An image of the store, to be read.
 #[derive(Debug)]
@@ -66,8 +66,8 @@ impl Store {
     }
 
     /// How layers are unpacked here.
-    pub fn tree_options(&self) -> Options {
-        Options::own(Whiteouts::Note(Privilege::own()), crate::rootless::others_are_mapped())
+    pub fn tree_options(&self) -> Result<Options> {
+        Ok(Options::own(Whiteouts::Note(Privilege::own()), rootless::others_are_mapped()?))
     }
 
     /// Apply a layer to a tree; it must be what the config promises.
@@ -112,35 +112,29 @@ impl Store {
                 missing.push((layer, diff_id));
             }
         }
-        let next = AtomicUsize::new(0);
-        let failed = Mutex::new(None);
-        let work = || {
-            while let Some((layer, diff_id)) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if let Err(e) = self.unpack_layer(layer, diff_id) {
-                    failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
-                    next.store(missing.len(), Ordering::Relaxed);
-                }
-            }
-        };
-        std::thread::scope(|scope| {
-            let threads = std::thread::available_parallelism().map_or(1, usize::from).min(missing.len());
-            for _ in 1..threads {
-                scope.spawn(work);
-            }
-            work();
-        });
-        failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+        workers::each(&missing, workers::processors().get(), |_, (layer, diff_id)| {
+            self.unpack_layer(layer, diff_id)
+        })
     }
 
     fn unpack_layer(&self, layer: &Descriptor, diff_id: &Digest) -> Result<()> {
         let mut addition = self.begin()?;
-        let tree = addition.tree()?;
-        let applied = self.apply_layer(layer, diff_id, tree.as_fd(), self.tree_options())?;
-        let unpacked = Layer::of(&applied, tree.as_fd())?;
-        addition.add_layer(diff_id.clone(), tree, unpacked);
-        let holder = Holder { digest: layer.digest.clone(), size: layer.size, made: None };
-        addition.add_holder(diff_id.clone(), holder);
+        addition.unpack(layer, diff_id)?;
         addition.commit()
+    }
+}
+
+impl Addition<'_> {
+    /// A layer whose blob is in the store is unpacked, as part of this.
+    fn unpack(&mut self, layer: &Descriptor, diff_id: &Digest) -> Result<()> {
+        let store = self.store();
+        let tree = self.tree()?;
+        let applied = store.apply_layer(layer, diff_id, tree.as_fd(), store.tree_options()?)?;
+        let unpacked = Layer::of(&applied, tree.as_fd())?;
+        self.add_layer(diff_id.clone(), tree, unpacked);
+        let holder = Holder { digest: layer.digest.clone(), size: layer.size, made: None };
+        self.add_holder(diff_id.clone(), holder);
+        Ok(())
     }
 }
 
@@ -222,7 +216,7 @@ impl<'a> Receiving<'a> {
         let mut tee = Tee { from: content, to: &mut writer };
         let (layer, content) = unpacked(&mut tee, |plain| match &tree {
             Some(tree) => {
-                let applied = apply(plain, tree.as_fd(), self.store.tree_options())?;
+                let applied = apply(plain, tree.as_fd(), self.store.tree_options()?)?;
                 Layer::of(&applied, tree.as_fd())
             }
             None => Ok(Layer::default()),
@@ -247,10 +241,23 @@ impl<'a> Receiving<'a> {
         })
     }
 
-    /// Whether a layer is what the config promises: seen now, or before, or else it is read again.
-    fn check_layer(&self, inner: &mut Inner<'_>, layer: &Descriptor, diff_id: &Digest) -> Result<()> {
+    /// Whether a layer is what the config promises: seen now, or before, or else it is read again. One that was here, but not
+    /// unpacked, is unpacked if that is wanted.
+    fn check_layer(
+        &self,
+        addition: &mut Addition<'_>,
+        inner: &mut Inner<'_>,
+        layer: &Descriptor,
+        diff_id: &Digest,
+    ) -> Result<()> {
         if let Some(content) = inner.layers.get(&layer.digest) {
             return content.expect(&layer.digest, diff_id);
+        }
+        if self.unpack == Unpack::Now
+            && !addition.brings_layer(diff_id)
+            && self.store.layer(diff_id)?.is_none()
+        {
+            return addition.unpack(layer, diff_id);
         }
         if self.store.holders(diff_id)?.iter().any(|h| h.digest == layer.digest) {
             return Ok(());
@@ -279,7 +286,7 @@ impl<'a> Receiving<'a> {
             .with_context(|| manifest.config.digest.to_string())?;
         for (layer, diff_id) in manifest.layers.iter().zip(&config.rootfs.diff_ids) {
             if layer.is_layer() {
-                self.check_layer(inner, layer, diff_id)?;
+                self.check_layer(addition, inner, layer, diff_id)?;
             }
         }
         Ok(())

@@ -76,7 +76,7 @@ impl Store {
             self.make(place)?;
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
             let tree = rustix::fs::openat(&self.fd, place, flags, Mode::empty()).context("stack layers")?;
-            apply::folders(&mended, tree.as_fd(), self.tree_options())?;
+            apply::folders(&mended, tree.as_fd(), self.tree_options()?)?;
             layers.push(Unpacked { tree, implied: Implied::new() });
         }
         let trees: Vec<_> = layers.into_iter().map(|l| l.tree).collect();

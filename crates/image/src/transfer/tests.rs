@@ -1,6 +1,7 @@
 //! Copies between a source in memory and stores.
 
 use std::collections::BTreeSet;
+use std::num::NonZero;
 
 use serde_json::json;
 

@@ -76,7 +76,7 @@ pub fn save(app: &App, args: Save) -> Result<i32> {
         }
     }
     let single = || match all.as_slice() {
-        [(image, tags)] => Ok((image, tags.first().and_then(|t| t.tag().map(|_| t.to_string())))),
+        [(image, tags)] => Ok((image, tags.first().filter(|t| t.tag().is_some()).map(Reference::to_string))),
         _ => Err(anyhow::anyhow!("this format takes one image; docker-archive takes several")),
     };
     match args.format {
@@ -88,25 +88,18 @@ pub fn save(app: &App, args: Save) -> Result<i32> {
             }
             writing.write(&mut to)
         })?,
-        SaveFormat::OciArchive => {
+        format => {
+            let folder = format != SaveFormat::OciArchive;
+            ensure!(!folder || args.output.is_some(), "this format is a folder: --output FOLDER");
             let (image, name) = single()?;
-            let place = Place::LayoutArchive { path: output, name };
-            send(&place, &Settings::plain(), &store, &store.reading(image)?, &options).map(drop)?;
-        }
-        SaveFormat::OciDir | SaveFormat::DockerDir => {
-            ensure!(args.output.is_some(), "this format is a folder: --output FOLDER");
-            let (image, name) = single()?;
-            let docker = args.format == SaveFormat::DockerDir;
-            let family = docker.then_some(Family::Docker);
-            let conversion = Conversion { family, ..Conversion::default() };
-            let place = if docker { Place::Dir(output) } else { Place::Layout { path: output, name } };
-            send(
-                &place,
-                &Settings::plain(),
-                &store,
-                &store.reading(image)?,
-                &Options { conversion, ..options },
-            )?;
+            let (family, place) = match format {
+                SaveFormat::DockerDir => (Family::Docker, Place::Dir(output)),
+                SaveFormat::OciDir => (Family::Oci, Place::Layout { path: output, name }),
+                _ => (Family::Oci, Place::LayoutArchive { path: output, name }),
+            };
+            let conversion = Conversion { family: Some(family), ..Conversion::default() };
+            let options = Options { conversion, ..options };
+            send(&place, &Settings::plain(), &store, &store.reading(image)?, &options)?;
         }
     }
     Ok(0)

@@ -232,7 +232,8 @@ impl Target for WritingImage<'_> {
         let item = Item {
             config: format!("{}.json", manifest.config.digest.hex()),
             repo_tags: Some(
-                self.tags.iter().filter(|t| t.tag().is_some()).map(Reference::familiar).collect(),
+                // Whole names: podman takes short ones for its own.
+                self.tags.iter().filter(|t| t.tag().is_some()).map(Reference::to_string).collect(),
             ),
             layers: layers.collect::<Result<_>>()?,
         };

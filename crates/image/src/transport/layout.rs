@@ -207,6 +207,10 @@ fn named(root: &Descriptor, name: Option<&str>) -> Descriptor {
     let mut root = root.clone();
     if let Some(name) = name {
         root.annotations.insert(REF_NAME.to_owned(), name.to_owned());
+        // A whole name, as podman writes it; containerd looks for it elsewhere.
+        if name.contains('/') {
+            root.annotations.insert(CONTAINERD_NAME.to_owned(), name.to_owned());
+        }
     }
     root
 }

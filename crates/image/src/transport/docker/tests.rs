@@ -112,7 +112,7 @@ fn images_go_out_and_come_back_as_they_were() {
     let archive = open(temp.path(), &archives[0]);
     assert_eq!(images(&archive).unwrap().len(), 2);
     let item = image_named(&archive, "b:2");
-    assert_eq!(item.repo_tags.clone().unwrap(), ["a:1", "b:2"]);
+    assert_eq!(item.repo_tags.clone().unwrap(), ["docker.io/library/a:1", "docker.io/library/b:2"]);
     assert_eq!(back(&Reading::open(&archive, &item).unwrap()).1, id, "the id is the config's");
     assert!(super::image(&archive, None).unwrap_err().to_string().contains("several images"));
 }

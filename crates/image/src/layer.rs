@@ -8,6 +8,7 @@
 //! | [`whiteout`] | how does a layer say that something is gone? |
 //! | [`tree`] | what can be done with a whole tree? |
 //! | [`compress`] | how are layers compressed? |
+//! | [`gzip`] | how is a layer's gzip stream made? |
 //! | [`pipe`] | how do bytes get from one thread to another? |
 
 use std::io::{self, BufRead};
@@ -23,6 +24,7 @@ fn read_through(from: &mut impl BufRead, to: &mut [u8]) -> io::Result<usize> {
 
 pub mod apply;
 pub mod compress;
+pub mod gzip;
 pub mod pipe;
 pub mod tar;
 pub mod tree;

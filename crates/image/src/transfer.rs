@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
+use std::num::NonZero;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -148,6 +149,14 @@ pub fn copy(source: &dyn Source, target: &dyn Target, options: &Options<'_>) -> 
     Ok(root)
 }
 
+/// What the layers of an image have in common on their way.
+struct Work {
+    conversion: Conversion,
+    /// That compress a layer: as many for all of them together as there are processors, and no more memory than that takes.
+    threads: NonZero<usize>,
+    stop: AtomicBool,
+}
+
 struct Copy<'a> {
     source: &'a dyn Source,
     target: &'a dyn Target,
@@ -261,7 +270,13 @@ impl Copy<'_> {
         diff_ids: &[Digest],
         conversion: Conversion,
     ) -> Result<Vec<Descriptor>> {
-        let stop = AtomicBool::new(false);
+        let at_once = self.options.jobs.clamp(1, layers.len().max(1));
+        let threads = NonZero::new(workers::processors().get().div_ceil(at_once));
+        let work = Work {
+            conversion,
+            threads: threads.unwrap_or(NonZero::<usize>::MIN),
+            stop: AtomicBool::new(false),
+        };
         let results: Mutex<BTreeMap<Digest, Descriptor>> = Mutex::default();
         // The same layer twice is copied once.
         let first = |i: usize| layers[..i].iter().all(|l| l.digest != layers[i].digest);
@@ -269,9 +284,9 @@ impl Copy<'_> {
             if !first(i) {
                 return Ok(());
             }
-            let done = self.layer(layer, diff_ids.get(i), conversion, &stop).inspect_err(|_| {
+            let done = self.layer(layer, diff_ids.get(i), &work).inspect_err(|_| {
                 // What fails later was stopped because of it.
-                stop.store(true, Ordering::Relaxed);
+                work.stop.store(true, Ordering::Relaxed);
             })?;
             results.lock().unwrap_or_else(PoisonError::into_inner).insert(layer.digest.clone(), done);
             Ok::<_, anyhow::Error>(())
@@ -281,17 +296,11 @@ impl Copy<'_> {
         layers.iter().map(find).collect()
     }
 
-    fn layer(
-        &self,
-        layer: &Descriptor,
-        diff_id: Option<&Digest>,
-        conversion: Conversion,
-        stop: &AtomicBool,
-    ) -> Result<Descriptor> {
-        match conversion.of(layer) {
-            Some(wanted) => self.convert(layer, diff_id, wanted, stop),
+    fn layer(&self, layer: &Descriptor, diff_id: Option<&Digest>, work: &Work) -> Result<Descriptor> {
+        match work.conversion.of(layer) {
+            Some(wanted) => self.convert(layer, diff_id, wanted, work),
             None => {
-                self.blob(layer, stop)?;
+                self.blob(layer, &work.stop)?;
                 Ok(layer.clone())
             }
         }
@@ -303,7 +312,7 @@ impl Copy<'_> {
         layer: &Descriptor,
         diff_id: Option<&Digest>,
         wanted: Compression,
-        stop: &AtomicBool,
+        work: &Work,
     ) -> Result<Descriptor> {
         let listener = self.options.listener;
         let kind = LayerType::parse(&layer.media_type).context("no layer")?;
@@ -316,10 +325,11 @@ impl Copy<'_> {
             }
         }
         listener(Event::Begin { digest: layer.digest.clone(), size: Some(layer.size) });
-        let from = Watched { inner: self.source.blob(layer)?, digest: &layer.digest, listener, stop };
+        let from =
+            Watched { inner: self.source.blob(layer)?, digest: &layer.digest, listener, stop: &work.stop };
         let mut from = Hashing::new(from, layer.digest.algorithm());
         let (mut to, mut out) = pipe();
-        let threads = workers::processors();
+        let threads = work.threads;
         let (content, new) = thread::scope(|scope| {
             let packer = workers::spawn(scope, move || {
                 let done = unpacked(&mut from, |plain| Ok(compress(plain, &mut to, wanted, threads)?));

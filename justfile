@@ -5,8 +5,10 @@ debug := justfile_directory() / "target" / triple / "debug"
 release := justfile_directory() / "target" / triple / "release"
 dist := justfile_directory() / "target/dist"
 max_runtime_bytes := "3000000"
+max_builder_bytes := "9000000"
 # A release aborts on a panic and needs no tables for unwinding; the standard library's own stay in it.
-release_build := "cargo build --release -p berth-runtime --config 'target." + triple + ".rustflags=[\"-Cforce-unwind-tables=no\"]'"
+release_config := "--config 'target." + triple + ".rustflags=[\"-Cforce-unwind-tables=no\"]'"
+release_build := "cargo build --release -p berth-runtime " + release_config
 
 # list the recipes
 default:
@@ -48,6 +50,12 @@ vm +CMD:
 bench *ARGS: dist
     tests/bench/runtime/bench-runtime --goals ours --runtime ours={{dist}}/berth-runtime {{ if path_exists("/var/cache/berth-peers/bin/crun") == "true" { "--runtime crun=/var/cache/berth-peers/bin/crun --runtime runc=/var/cache/berth-peers/bin/runc" } else { "--runtime crun=$(command -v crun) --runtime runc=$(command -v runc)" } }} {{ARGS}}
 
+# ours, buildah, skopeo, docker and the floor side by side: `just bench-images --tools floor,berth --scale 0.1`
+bench-images *ARGS: dist
+    @mkdir -p target/bench-images
+    sed 's|BUILDER|{{dist}}/berth-builder|' tests/bench/builder/berth.json >target/bench-images/berth.json
+    tests/bench/builder/bench.py --work target/bench-images/work --tool-json target/bench-images/berth.json --scenarios pull,unpack,push,export {{ARGS}}
+
 # fetch today's crun, runc and other peers from Debian sid into /var/cache/berth-peers, for `just bench`
 peers:
     tests/bench/peers
@@ -62,19 +70,24 @@ dist:
     @mkdir -p {{dist}}
     @strip -o {{dist}}/berth-runtime.new {{release}}/berth-runtime && chmod 755 {{dist}}/berth-runtime.new && mv {{dist}}/berth-runtime.new {{dist}}/berth-runtime
     @tests/dist-check.sh {{dist}}/berth-runtime {{max_runtime_bytes}}
+    cargo build --release -p berth-builder {{release_config}}
+    @strip -o {{dist}}/berth-builder.new {{release}}/berth-builder && chmod 755 {{dist}}/berth-builder.new && mv {{dist}}/berth-builder.new {{dist}}/berth-builder
+    @tests/dist-check.sh {{dist}}/berth-builder {{max_builder_bytes}}
 
 # shell completions (bash, zsh, fish) and man pages in target/dist/
 man:
     cargo run --quiet -p berth-runtime --example assets -- {{dist}}
+    cargo run --quiet -p berth-builder --example assets -- {{dist}}
 
 # make the list of functions that the release binary keeps side by side anew (after larger changes; see runtime/build.rs)
 order:
     BERTH_LINK_MAP={{release}}/berth-runtime.map {{release_build}}
     tests/bench/runtime/order {{release}}/berth-runtime {{release}}/berth-runtime.map >runtime/symbols.order.new && mv runtime/symbols.order.new runtime/symbols.order
 
-# install the release binary into PREFIX/bin (default /usr/local)
+# install the release binaries into PREFIX/bin (default /usr/local)
 install PREFIX="/usr/local": dist
     install -D -m 755 {{dist}}/berth-runtime {{ trim_start_match(PREFIX, "PREFIX=") }}/bin/berth-runtime
+    install -D -m 755 {{dist}}/berth-builder {{ trim_start_match(PREFIX, "PREFIX=") }}/bin/berth-builder
 
 # the fuzz targets for a few seconds each, as property tests on stable
 fuzz-smoke:

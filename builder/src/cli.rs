@@ -14,7 +14,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use image::Store;
 use image::rootless::{Entered, Subordinate};
 
@@ -50,6 +50,11 @@ struct Cli {
     quiet: bool,
     #[command(subcommand)]
     verb: Verb,
+}
+
+/// The whole command line, for completions and man pages.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,6 +1,6 @@
-//! How is a layer's gzip stream made? In blocks, one thread each, as pigz does it: every block goes on with the last 32 KiB of the
-//! one before as its dictionary, and all are one member (RFC 1952). What is compressed already (pictures, archives, wheels) is
-//! found and stored as it is: deflate needs the most time for what it can do the least about.
+//! How is a layer's gzip stream made? In blocks, one thread each: a block becomes a member (RFC 1952) of its own, and readers take
+//! all members of a stream as one. What is compressed already (pictures, archives, wheels) is found and stored as it is: deflate
+//! needs the most time for what it can do the least about.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -9,48 +9,40 @@ use std::sync::mpsc::{channel, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use flate2::{Compress, Crc, FlushCompress, Status};
+use libdeflater::{CompressionLvl, Compressor, Crc};
 
 use super::compress::read_full;
 use crate::workers;
 
 /// Bytes that are compressed at a time.
-pub const BLOCK: usize = 512 << 10;
-/// How far back deflate can refer.
-const DICTIONARY: usize = 32 << 10;
+pub const BLOCK: usize = 1 << 20;
 /// Bytes that are noise together or not.
 const PIECE: usize = 32 << 10;
+/// How far back deflate can refer.
+const WINDOW: usize = 32 << 10;
 /// What a stored block may hold: its length has 16 bits.
 const STORED: usize = 0xffff;
+/// RFC 1952: a header without name and time, so that it says nothing of when and where it was made.
+const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
 
 /// A block on its way through the threads.
 struct Job {
     number: u64,
-    /// The dictionary, then the block.
     bytes: Vec<u8>,
-    dictionary: usize,
-    last: bool,
 }
 
-/// RFC 1952: one member, without name and time, so that it says nothing of when and where it was made.
+/// At least one member, also of nothing. Levels are zlib's, 1 to 9.
 pub fn gzip(
     from: &mut (impl Read + ?Sized),
     to: &mut (impl Write + ?Sized),
     level: u32,
     threads: NonZero<usize>,
 ) -> io::Result<()> {
-    let extra = match level {
-        9 => 2,
-        1 => 4,
-        _ => 0,
-    };
-    to.write_all(&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, extra, 255])?;
-    let mut crc = Crc::new();
+    let level =
+        CompressionLvl::new(level.cast_signed()).map_err(|_| io::Error::other("gzip has no such level"))?;
     let ahead = threads.get() as u64 * 2;
     let (jobs, queue) = sync_channel::<Job>(threads.get());
     let queue = &Mutex::new(queue);
-    let sum = &mut crc;
-    let mut write_out = |bytes: &[u8]| to.write_all(bytes);
     // What is moved in here ends with it, whichever way, and so do the threads.
     thread::scope(move |scope| -> io::Result<()> {
         let jobs = jobs;
@@ -58,10 +50,11 @@ pub fn gzip(
         for n in 0..threads.get() {
             let done = done.clone();
             let spawned = workers::spawn(scope, move || {
+                let mut deflater = Compressor::new(level);
                 loop {
                     let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     let Ok(job) = next else { return };
-                    let packed = deflate(&job, level);
+                    let packed = members(&job.bytes, &mut deflater);
                     if done.send((job, packed)).is_err() {
                         return;
                     }
@@ -77,107 +70,80 @@ pub fn gzip(
         let mut waiting = BTreeMap::new();
         let mut spare: Vec<Vec<u8>> = Vec::new();
         let (mut sent, mut written) = (0_u64, 0_u64);
-        let mut write = |written: &mut u64, spare: &mut Vec<Vec<u8>>| -> io::Result<()> {
-            while !waiting.contains_key(written) {
-                let (job, packed) = results.recv().map_err(|_| io::Error::other("a thread has gone"))?;
-                spare.push(job.bytes);
-                waiting.insert(job.number, packed?);
-            }
-            write_out(&waiting.remove(written).unwrap_or_default())?;
-            *written += 1;
-            Ok(())
-        };
-        let mut current = vec![0; BLOCK];
-        let mut length = read_full(from, &mut current)?;
-        let mut dictionary = Vec::new();
         loop {
-            let mut next = spare.pop().unwrap_or_default();
-            next.resize(BLOCK, 0);
-            // Whether a block is the last is known when there is no other.
-            let next_length = if length == BLOCK { read_full(from, &mut next)? } else { 0 };
-            sum.update(&current[..length]);
             let mut bytes = spare.pop().unwrap_or_default();
-            bytes.clear();
-            bytes.extend_from_slice(&dictionary);
-            bytes.extend_from_slice(&current[..length]);
-            let last = next_length == 0;
-            let job = Job { number: sent, bytes, dictionary: dictionary.len(), last };
-            jobs.send(job).map_err(|_| io::Error::other("a thread has gone"))?;
-            sent += 1;
-            dictionary.clear();
-            dictionary.extend_from_slice(&current[length.saturating_sub(DICTIONARY)..length]);
-            spare.push(std::mem::replace(&mut current, next));
-            length = next_length;
+            bytes.resize(BLOCK, 0);
+            let length = read_full(from, &mut bytes)?;
+            bytes.truncate(length);
+            let last = length < BLOCK;
+            if length > 0 || sent == 0 {
+                jobs.send(Job { number: sent, bytes }).map_err(|_| io::Error::other("a thread has gone"))?;
+                sent += 1;
+            }
             while sent - written >= ahead || (last && written < sent) {
-                write(&mut written, &mut spare)?;
+                while !waiting.contains_key(&written) {
+                    let (job, packed) = results.recv().map_err(|_| io::Error::other("a thread has gone"))?;
+                    spare.push(job.bytes);
+                    waiting.insert(job.number, packed?);
+                }
+                to.write_all(&waiting.remove(&written).unwrap_or_default())?;
+                written += 1;
             }
             if last {
                 return Ok(());
             }
         }
-    })?;
-    to.write_all(&crc.sum().to_le_bytes())?;
-    to.write_all(&crc.amount().to_le_bytes())
+    })
 }
 
-/// Compress a block; all but the last end on a whole byte, with nothing held back.
-fn deflate(job: &Job, level: u32) -> io::Result<Vec<u8>> {
-    let (bytes, length) = (&job.bytes[..], job.bytes.len());
-    let mut out = Vec::with_capacity((length - job.dictionary) / 2 + 1024);
-    let mut at = job.dictionary;
+/// A block's members: one for each row of pieces that are of the same kind.
+fn members(bytes: &[u8], deflater: &mut Compressor) -> io::Result<Vec<u8>> {
+    let mut out = Vec::with_capacity(bytes.len() / 2 + 1024);
+    let mut at = 0;
     let mut seen = Seen::default();
-    let kind = |at: usize, seen: &mut Seen| seen.noise(bytes, at..length.min(at + PIECE));
+    let kind = |at: usize, seen: &mut Seen| seen.noise(bytes, at..bytes.len().min(at + PIECE));
     let mut noise = kind(at, &mut seen);
     loop {
-        // As many pieces as are of the same kind.
         let (start, this) = (at, noise);
-        while at < length && noise == this {
-            at = length.min(at + PIECE);
-            noise = at < length && kind(at, &mut seen);
+        while at < bytes.len() && noise == this {
+            at = bytes.len().min(at + PIECE);
+            noise = at < bytes.len() && kind(at, &mut seen);
         }
-        let last = job.last && at == length;
         if this {
-            let mut blocks = bytes[start..at].chunks(STORED).peekable();
-            while let Some(block) = blocks.next() {
-                let length = block.len() as u16;
-                out.push(u8::from(last && blocks.peek().is_none()));
-                out.extend_from_slice(&length.to_le_bytes());
-                out.extend_from_slice(&(!length).to_le_bytes());
-                out.extend_from_slice(block);
-            }
+            store(&bytes[start..at], &mut out);
         } else {
-            squeeze(
-                &bytes[start.saturating_sub(DICTIONARY)..start],
-                &bytes[start..at],
-                level,
-                last,
-                &mut out,
-            )?;
+            squeeze(&bytes[start..at], deflater, &mut out)?;
         }
-        if at == length {
+        if at == bytes.len() {
             return Ok(out);
         }
     }
 }
 
-fn squeeze(dictionary: &[u8], mut input: &[u8], level: u32, last: bool, out: &mut Vec<u8>) -> io::Result<()> {
-    // A new one for each: at level 1, one that was reset makes other bytes than a new one.
-    let mut deflater = Compress::new(flate2::Compression::new(level), false);
-    if !dictionary.is_empty() {
-        deflater.set_dictionary(dictionary)?;
+/// A member of stored blocks (RFC 1951, 3.2.4).
+fn store(bytes: &[u8], out: &mut Vec<u8>) {
+    out.reserve(bytes.len() + bytes.len() / STORED * 5 + 32);
+    out.extend_from_slice(&HEADER);
+    let mut blocks = bytes.chunks(STORED).peekable();
+    while let Some(block) = blocks.next() {
+        let length = block.len() as u16;
+        out.push(u8::from(blocks.peek().is_none()));
+        out.extend_from_slice(&length.to_le_bytes());
+        out.extend_from_slice(&(!length).to_le_bytes());
+        out.extend_from_slice(block);
     }
-    let flush = if last { FlushCompress::Finish } else { FlushCompress::Sync };
-    loop {
-        let before = deflater.total_in();
-        let status = deflater.compress_vec(input, out, flush)?;
-        input = &input[(deflater.total_in() - before) as usize..];
-        let room = out.len() < out.capacity();
-        match status {
-            Status::StreamEnd => return Ok(()),
-            _ if room && input.is_empty() && !last => return Ok(()),
-            _ => out.reserve(64 << 10),
-        }
-    }
+    let mut crc = Crc::new();
+    crc.update(bytes);
+    out.extend_from_slice(&crc.sum().to_le_bytes());
+    out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+}
+
+fn squeeze(bytes: &[u8], deflater: &mut Compressor, out: &mut Vec<u8>) -> io::Result<()> {
+    let start = out.len();
+    out.resize(start + deflater.gzip_compress_bound(bytes.len()), 0);
+    let length = deflater.gzip_compress(bytes, &mut out[start..]).map_err(io::Error::other)?;
+    out.truncate(start + length);
+    Ok(())
 }
 
 /// Where four bytes were last, by a hash of them.
@@ -199,7 +165,7 @@ impl Seen {
         const BITS: u32 = 14;
         self.places.resize(1 << BITS, 0);
         let mut again = 0;
-        let begin = self.upto.max(piece.start.saturating_sub(DICTIONARY));
+        let begin = self.upto.max(piece.start.saturating_sub(WINDOW));
         let end = piece.end.min(bytes.len().saturating_sub(3));
         for (at, four) in bytes[begin..].windows(4).take(end.saturating_sub(begin)).enumerate() {
             let at = begin + at;
@@ -283,7 +249,7 @@ pub mod tests {
             gzip(&mut &bytes[..], &mut out, 6, NonZero::<usize>::MIN).unwrap();
             assert!(out.len() < most, "{} bytes become {}, more than {most}", bytes.len(), out.len());
             let mut back = Vec::new();
-            flate2::read::GzDecoder::new(&out[..]).read_to_end(&mut back).unwrap();
+            flate2::read::MultiGzDecoder::new(&out[..]).read_to_end(&mut back).unwrap();
             assert!(back == bytes);
         }
     }

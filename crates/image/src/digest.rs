@@ -196,6 +196,8 @@ impl<W: Write> Write for Hashing<W> {
 mod tests {
     use std::io::{Read, Write};
 
+    use proptest::prelude::*;
+
     use super::{Algorithm, Digest, Hasher, Hashing};
 
     const EMPTY: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
@@ -227,6 +229,17 @@ mod tests {
         ] {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
             assert!(serde_json::from_value::<Digest>(bad.into()).is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn fuzz_a_digest_is_one_plain_name(text in "(sha256|sha512|[a-z+.]{0,8})[:/]?([0-9a-f]{64}|[0-9a-f]{128}|[0-9a-fA-F./\\x00é]{0,130})") {
+            if let Ok(digest) = text.parse::<Digest>() {
+                prop_assert_eq!(digest.to_string(), text);
+                prop_assert_eq!(digest.hex().len(), digest.algorithm().digits());
+                prop_assert!(digest.hex().bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')));
+            }
         }
     }
 

@@ -313,6 +313,7 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::{Value, json};
 
     use super::*;
@@ -379,6 +380,92 @@ mod tests {
         }
         let huge = vec![b' '; MANIFEST_MOST as usize + 1];
         assert!(Document::parse(OCI_MANIFEST, &huge).unwrap_err().to_string().contains("at most"));
+    }
+
+    /// Something else in place of the value at `place`, counted through the whole document.
+    fn replace(document: &mut Value, place: &mut usize, by: &Value) -> bool {
+        if *place == 0 {
+            *document = by.clone();
+            return true;
+        }
+        *place -= 1;
+        match document {
+            Value::Array(values) => values.iter_mut().any(|v| replace(v, place, by)),
+            Value::Object(values) => values.values_mut().any(|v| replace(v, place, by)),
+            _ => false,
+        }
+    }
+
+    fn any_value() -> impl Strategy<Value = Value> {
+        prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            "\\PC{0,12}".prop_map(Value::from),
+            "(sha256|sha512):[0-9a-f./]{0,64}".prop_map(Value::from),
+            Just(json!([])),
+            Just(json!({})),
+            Just(descriptor(OCI_LAYER_ZSTD)),
+            Just(json!([descriptor(DOCKER_LAYER_GZIP), descriptor(OCI_CONFIG)])),
+            Just(json!({"a": {"b": [1, "c"]}})),
+        ]
+    }
+
+    fn mutated(mut document: Value, mut place: usize, by: &Value) -> Vec<u8> {
+        replace(&mut document, &mut place, by);
+        document.to_string().into_bytes()
+    }
+
+    /// What was read is written and read again as the same.
+    fn lasts<T: Serialize + for<'a> Deserialize<'a> + PartialEq + std::fmt::Debug>(
+        read: &T,
+    ) -> Result<(), TestCaseError> {
+        let again: T = serde_json::from_slice(&serde_json::to_vec(read).unwrap()).unwrap();
+        prop_assert_eq!(read, &again);
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn fuzz_manifest(place in 0_usize..16, by in any_value()) {
+            let bytes = mutated(manifest(), place, &by);
+            if let Ok(Document::Manifest(m)) = Document::parse(OCI_MANIFEST, &bytes) {
+                lasts(&m)?;
+            }
+        }
+
+        #[test]
+        fn fuzz_index(place in 0_usize..16, by in any_value()) {
+            let index = json!({"schemaVersion": 2, "manifests": [descriptor(OCI_MANIFEST)], "annotations": {"a": "b"},
+                "subject": descriptor(DOCKER_MANIFEST)});
+            let bytes = mutated(index, place, &by);
+            if let Ok(Document::Index(i)) = Document::parse(OCI_INDEX, &bytes) {
+                lasts(&i)?;
+            }
+        }
+
+        #[test]
+        fn fuzz_config(place in 0_usize..24, by in any_value()) {
+            let config = json!({"architecture": "amd64", "os": "linux", "created": "2026-01-01T00:00:00Z",
+                "rootfs": {"type": "layers", "diff_ids": [Digest::of(b"x")]}, "history": [{"created_by": "x", "empty_layer": true}],
+                "config": {"Cmd": ["sh"], "Env": ["A=b"], "ExposedPorts": {"80/tcp": {}}, "Labels": {"a": "b"}, "User": "0"}});
+            if let Ok(c) = Config::parse(&mutated(config, place, &by), 1) {
+                lasts(&c)?;
+            }
+        }
+
+        #[test]
+        fn fuzz_document_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..200), cut in 0_usize..400) {
+            for kind in [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_INDEX] {
+                let _parsed = Document::parse(kind, &bytes);
+                let whole = manifest().to_string();
+                let part = &whole.as_bytes()[..cut.min(whole.len() - 1)];
+                prop_assert!(Document::parse(kind, part).is_err());
+            }
+            let _type = Document::media_type(&bytes);
+            let _config = Config::parse(&bytes, 0);
+        }
     }
 
     #[test]

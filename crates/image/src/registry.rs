@@ -7,6 +7,7 @@
 //! | [`challenge`] | what does it want to see? |
 //! | [`http`] | one request: credentials, redirections, what is tried again |
 //! | [`client`] | how does an image come from a registry, and go there? |
+//! | [`pace`] | does a transfer come on, or does it only drip? |
 //! | [`replay`] | how is a stream sent again from where it was cut? |
 
 pub mod challenge;
@@ -14,4 +15,5 @@ pub mod client;
 pub mod credentials;
 pub mod hosts;
 pub mod http;
+pub mod pace;
 pub mod replay;

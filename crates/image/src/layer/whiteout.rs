@@ -87,7 +87,21 @@ pub fn attribute(name: &[u8]) -> Attribute {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn fuzz_whiteout_names(prefix in "(\\.?w?h?\\.?){0,3}", rest in proptest::collection::vec(any::<u8>(), 0..12)) {
+            let name = [prefix.as_bytes(), &rest].concat();
+            match meaning(&name) {
+                Meaning::Whiteout(hidden) => prop_assert_eq!([b".wh.", hidden].concat(), name),
+                Meaning::Plain => prop_assert!(!name.starts_with(b".wh.")),
+                _ => prop_assert!(name.starts_with(b".wh..wh.")),
+            }
+        }
+    }
 
     #[test]
     fn names_and_what_they_mean() {

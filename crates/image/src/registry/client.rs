@@ -16,6 +16,7 @@ use ureq::{Body, BodyReader};
 use super::credentials::{self, Credentials};
 use super::hosts::{Host, hosts};
 use super::http::{Call, Endpoint, Payload, TRIES, absolute, encode, origin, unexpected};
+use super::pace::Pace;
 use super::replay::Replay;
 use crate::digest::Digest;
 use crate::manifest::{
@@ -27,10 +28,6 @@ use crate::transfer::{Source, Target};
 /// Pages of a list that are read.
 const PAGES: usize = 1000;
 const LIST_MOST: u64 = 16 << 20;
-/// A transfer that brings less than this …
-const DRIP: u64 = 60 << 10;
-/// … in so much time has come to a standstill.
-const DRIP_TIME: Duration = Duration::from_secs(60);
 
 /// How registries are spoken to: values that a program gathers.
 #[derive(Clone, Debug)]
@@ -358,7 +355,7 @@ impl Source for Repository {
             at: 0,
             body: None,
             failures: 0,
-            since: (Instant::now(), 0),
+            pace: Pace::default(),
         };
         if descriptor.size > 0 {
             blob.open()?;
@@ -376,7 +373,7 @@ struct Blob<'a> {
     /// Without a byte in between.
     failures: u32,
     /// When, and where it was then.
-    since: (Instant, u64),
+    pace: Pace,
 }
 
 impl Blob<'_> {
@@ -410,7 +407,7 @@ impl Blob<'_> {
             ensure!(passed == self.at, "{address}: blob {digest}: cut off after {passed} bytes");
         }
         self.body = Some(body);
-        self.since = (Instant::now(), self.at);
+        self.pace = Pace::default();
         Ok(())
     }
 }
@@ -423,6 +420,7 @@ impl Read for Blob<'_> {
         }
         let most = left.min(buffer.len() as u64) as usize;
         loop {
+            let asked = Instant::now();
             let cut = match &mut self.body {
                 Some(body) => match body.read(&mut buffer[..most]) {
                     Ok(0) => io::Error::new(
@@ -432,14 +430,7 @@ impl Read for Blob<'_> {
                     Ok(n) => {
                         self.at += n as u64;
                         self.failures = 0;
-                        let (when, then) = self.since;
-                        if when.elapsed() > DRIP_TIME {
-                            if self.at - then < DRIP {
-                                let text = format!("no more than {} bytes in a minute", self.at - then);
-                                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
-                            }
-                            self.since = (Instant::now(), self.at);
-                        }
+                        self.pace.goes_on(n as u64, asked.elapsed())?;
                         return Ok(n);
                     }
                     Err(e) => e,

@@ -12,9 +12,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use harness::image::Made;
 use harness::{Output, finish, json};
 use image::Digest;
-use image::layer::tar::{Header, Kind, Writer};
+use image::layer::tar::{Header, Kind};
 
 use crate::Trial;
 use crate::tracer::{self, Blow, Point};
@@ -65,57 +66,27 @@ pub fn is_of_std(syscall: u64) -> bool {
     [302, 202, 7].contains(&syscall)
 }
 
-/// An image of three layers, and everything that leads to it.
-struct Made {
-    /// Digest and bytes.
-    blobs: Vec<(Digest, Vec<u8>)>,
-    manifest: (Digest, Vec<u8>),
-    archive: Vec<u8>,
-}
-
 fn layer(salt: &str, n: usize) -> Vec<u8> {
-    let mut tar = Writer::new(Vec::new());
-    let mut put = |header: Header, content: &[u8]| tar.entry(&header, content).expect("a tar in memory");
-    put(Header::new(Kind::Directory, format!("d{n}")), b"");
+    let mut entries = vec![(Header::new(Kind::Directory, format!("d{n}")), Vec::new())];
     for file in 0..4 {
         let content = format!("{salt} {n} {file} ").repeat(if file == 0 { 30_000 } else { 10 });
-        put(Header { uid: 1000, ..Header::new(Kind::File, format!("d{n}/f{file}")) }, content.as_bytes());
+        entries
+            .push((Header { uid: 1000, ..Header::new(Kind::File, format!("d{n}/f{file}")) }, content.into()));
     }
-    put(Header { link: b"f1".to_vec(), ..Header::new(Kind::Symlink, format!("d{n}/link")) }, b"");
+    let mut put = |header: Header| entries.push((header, Vec::new()));
+    put(Header { link: b"f1".to_vec(), ..Header::new(Kind::Symlink, format!("d{n}/link")) });
     let first = format!("d{n}/f1").into_bytes();
-    put(Header { link: first, ..Header::new(Kind::Hardlink, format!("d{n}/hard")) }, b"");
+    put(Header { link: first, ..Header::new(Kind::Hardlink, format!("d{n}/hard")) });
     if n > 0 {
-        put(Header::new(Kind::File, format!("d{}/.wh.f3", n - 1)), b"");
+        put(Header::new(Kind::File, format!("d{}/.wh.f3", n - 1)));
     }
-    tar.finish().expect("a tar in memory")
+    harness::image::layer(entries)
 }
 
-/// Layers before `salted` are the same in all images.
+/// An image of three layers; those before `salted` are the same in all images.
 fn make(salt: &str, salted: usize, tag: &str) -> Made {
-    let layers: Vec<_> = (0..3).map(|n| layer(if n < salted { "shared" } else { salt }, n)).collect();
-    let config = json!({"architecture": "amd64", "os": "linux", "config": {"Cmd": ["/bin/sh"]},
-        "rootfs": {"type": "layers", "diff_ids": layers.iter().map(|l| Digest::of(l)).collect::<Vec<_>>()}});
-    let config = config.to_string().into_bytes();
-    let described = |kind: &str, bytes: &[u8]| json!({"mediaType": format!("application/vnd.oci.image.{kind}"), "digest": Digest::of(bytes), "size": bytes.len()});
-    let manifest = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": described("config.v1+json", &config),
-        "layers": layers.iter().map(|l| described("layer.v1.tar", l)).collect::<Vec<_>>()});
-    let manifest = manifest.to_string().into_bytes();
-    let mut tar = Writer::new(Vec::new());
-    let mut put =
-        |name: &str, bytes: &[u8]| tar.entry(&Header::new(Kind::File, name), bytes).expect("a tar in memory");
-    put("config.json", &config);
-    let names: Vec<_> = layers.iter().map(|l| format!("{}.tar", Digest::of(l).hex())).collect();
-    names.iter().zip(&layers).for_each(|(name, layer)| put(name, layer));
-    put(
-        "manifest.json",
-        json!([{"Config": "config.json", "RepoTags": [tag], "Layers": names}]).to_string().as_bytes(),
-    );
-    Made {
-        archive: tar.finish().expect("a tar in memory"),
-        blobs: layers.into_iter().chain([config]).map(|b| (Digest::of(&b), b)).collect(),
-        manifest: (Digest::of(&manifest), manifest),
-    }
+    let layers = (0..3).map(|n| layer(if n < salted { "shared" } else { salt }, n)).collect();
+    harness::image::make(tag, layers, &json!({"Cmd": ["/bin/sh"]}))
 }
 
 /// A registry that has one image, for reading.

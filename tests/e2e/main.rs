@@ -7,6 +7,7 @@ mod errors;
 mod exec;
 mod faults;
 mod hooks;
+mod images;
 mod landlock;
 mod lifecycle;
 mod mounts;

@@ -11,6 +11,7 @@ pub mod cc;
 pub mod command;
 pub mod fifo;
 pub mod host;
+pub mod image;
 pub mod leaks;
 pub mod need;
 pub mod pty;

@@ -150,9 +150,11 @@ pub fn fetch(
     registry: &Registry,
     platform: Option<&str>,
 ) -> Result<Image> {
-    match find(store, text) {
-        Err(e) if report::kind(&e) == Some(Kind::NotFound) => {}
-        other => return other,
+    if let Place::Store(name) = text.parse()? {
+        match find(store, &name) {
+            Err(e) if report::kind(&e) == Some(Kind::NotFound) => {}
+            other => return other,
+        }
     }
     let place = from(text)?;
     let settings = registry.settings(&app.environment)?;

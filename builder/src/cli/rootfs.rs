@@ -80,6 +80,10 @@ pub fn unpack(app: &App, args: Unpack) -> Result<i32> {
             .with_context(|| format!("make {}", rootfs.display()))?;
     }
     let root = bundle::open_root(&rootfs)?;
+    // Layers often do not say; the moment of unpacking is nobody's wish.
+    let never = rustix::fs::Timespec { tv_sec: 0, tv_nsec: 0 };
+    let never = rustix::fs::Timestamps { last_access: never, last_modification: never };
+    rustix::fs::futimens(&root, &never).with_context(|| format!("set the time of {}", rootfs.display()))?;
     let options = Options::own(Whiteouts::Remove, rootless::others_are_mapped()?);
     for (layer, diff_id) in manifest.layers.iter().zip(&config.rootfs.diff_ids) {
         store.place_layer(layer, diff_id, root.as_fd(), options)?;

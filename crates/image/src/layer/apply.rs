@@ -91,7 +91,7 @@ pub type Implied = BTreeSet<Vec<u8>>;
 /// Apply a layer to the tree at `root`. The reader is left behind the archive's end.
 pub fn apply(from: impl BufRead, root: BorrowedFd<'_>, options: Options) -> Result<Applied> {
     let mut reader = Reader::new(from);
-    let mut apply = Apply::new(root, options);
+    let mut apply = Apply::new(root, options)?;
     while let Some(header) = reader.entry()? {
         apply.entry(&header, &mut reader).with_context(|| format!("entry {}", header.title()))?;
     }
@@ -108,7 +108,7 @@ pub fn copy(
     root: BorrowedFd<'_>,
     options: Options,
 ) -> Result<Applied> {
-    let mut apply = Apply::new(root, options);
+    let mut apply = Apply::new(root, options)?;
     let mut cloner = Cloner::default();
     walk(from, privilege, &mut |header, content| {
         if header.kind == Kind::Directory && implied.contains(&header.path) {
@@ -123,7 +123,7 @@ pub fn copy(
 
 /// Make folders in the tree at `root`.
 pub fn folders(all: &[Header], root: BorrowedFd<'_>, options: Options) -> Result<()> {
-    let mut apply = Apply::new(root, options);
+    let mut apply = Apply::new(root, options)?;
     for header in all {
         apply.entry(header, &mut Cloner::default()).with_context(|| format!("folder {}", header.title()))?;
     }
@@ -268,8 +268,8 @@ fn join(parts: &[&[u8]]) -> Vec<u8> {
 }
 
 impl<'a> Apply<'a> {
-    fn new(root: BorrowedFd<'a>, options: Options) -> Apply<'a> {
-        Apply {
+    fn new(root: BorrowedFd<'a>, options: Options) -> Result<Apply<'a>> {
+        let mut apply = Apply {
             root,
             options,
             own: sys::user::effective_ids(),
@@ -278,7 +278,13 @@ impl<'a> Apply<'a> {
             noted: HashSet::new(),
             times: HashMap::new(),
             applied: Applied { implied: [Vec::new()].into(), ..Applied::default() },
+        };
+        match options.whiteouts {
+            Whiteouts::Remove => apply.keep_time(Vec::new(), root)?,
+            // As with every folder that is only implied.
+            Whiteouts::Note(_) => drop(apply.times.insert(Vec::new(), (0, 0))),
         }
+        Ok(apply)
     }
 
     fn entry(&mut self, header: &Header, content: &mut impl Content) -> Result<()> {
@@ -325,7 +331,13 @@ impl<'a> Apply<'a> {
                     fd
                 }
                 Err(Errno::NOTDIR | Errno::LOOP) => self.through_link(&parts[..=depth])?,
-                other => other?,
+                other => {
+                    let fd = other?;
+                    if self.options.whiteouts == Whiteouts::Remove {
+                        self.keep_time(join(&parts[..=depth]), fd.as_fd())?;
+                    }
+                    fd
+                }
             };
             let stat = rustix::fs::fstat(&fd)?;
             // With what is in it the folder is this layer's, too.
@@ -578,6 +590,26 @@ impl<'a> Apply<'a> {
         }
     }
 
+    /// What a layer changes in a folder does not change the folder, unless the layer says so. It is no link.
+    fn keep_time(&mut self, path: Vec<u8>, folder: BorrowedFd<'_>) -> Result<()> {
+        if let std::collections::hash_map::Entry::Vacant(time) = self.times.entry(path) {
+            let stat = rustix::fs::fstat(folder)?;
+            time.insert((stat.st_mtime, stat.st_mtime_nsec as u32));
+        }
+        Ok(())
+    }
+
+    fn keep_time_unless_link(&mut self, parts: &[&[u8]], folder: BorrowedFd<'_>) -> Result<()> {
+        if let Some((last, above)) = parts.split_last() {
+            let Some(dir) = self.find(above)? else { return Ok(()) };
+            let stat = rustix::fs::statat(&dir, name(last), AtFlags::SYMLINK_NOFOLLOW)?;
+            if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+                return Ok(());
+            }
+        }
+        self.keep_time(join(parts), folder)
+    }
+
     fn gone(&mut self, above: &[&[u8]], gone: &[u8]) -> Result<()> {
         match self.options.whiteouts {
             Whiteouts::Remove => {
@@ -588,6 +620,7 @@ impl<'a> Apply<'a> {
                 };
                 if !self.new.contains(&stat.st_ino) {
                     self.above.clear();
+                    self.keep_time_unless_link(above, dir.as_fd())?;
                     return Ok(remove_tree(dir.as_fd(), name(gone))?);
                 }
                 // What this layer brings stays, and what was in it before goes.
@@ -624,6 +657,7 @@ impl<'a> Apply<'a> {
         match self.options.whiteouts {
             Whiteouts::Remove => {
                 let Some(dir) = self.find(above)? else { return Ok(()) };
+                self.keep_time_unless_link(above, dir.as_fd())?;
                 self.remove_old(dir.as_fd(), OsStr::new("."))
             }
             Whiteouts::Note(_) => {

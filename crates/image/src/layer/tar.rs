@@ -575,7 +575,7 @@ impl<W: Write> Writer<W> {
         Writer { to, left: 0, padding: 0 }
     }
 
-    /// Begin an entry; as many bytes as `size` says (of a sparse file: as its pieces have) are written next.
+    /// Begin an entry; as many bytes as `size` says are written next, the holes of a sparse file as zeros.
     pub fn header(&mut self, header: &Header) -> io::Result<()> {
         self.end_entry()?;
         let mut block = [0_u8; BLOCK];

@@ -1,9 +1,12 @@
 //! What is there to tell about an image?
 
+use std::convert::Infallible;
+use std::sync::OnceLock;
+
 use anyhow::{Context, Result};
 use image::manifest::{Config, Descriptor, Document, Execution, Manifest, Platform};
 use image::store::Image;
-use image::{Digest, Reference, Store};
+use image::{Digest, Reference, Store, workers};
 use report::{Explain, Kind, error};
 use serde_json::{Map, Value, json};
 
@@ -42,6 +45,21 @@ pub fn facts(store: &Store, image: &Image) -> Result<Facts> {
     Ok(facts)
 }
 
+/// The same of many at a time, in their order.
+pub fn all(store: &Store, images: &[Image]) -> Vec<Result<Facts>> {
+    let found: Vec<OnceLock<Result<Facts>>> = images.iter().map(|_| OnceLock::new()).collect();
+    let threads = match images.len() {
+        0..32 => 1,
+        _ => workers::processors().get(),
+    };
+    let gathered: Result<(), Infallible> = workers::each(images, threads, |i, image| {
+        found[i].get_or_init(|| facts(store, image));
+        Ok(())
+    });
+    let Ok(()) = gathered;
+    found.into_iter().filter_map(OnceLock::into_inner).collect()
+}
+
 /// The manifest that suits this machine, of those that are in the store.
 pub fn for_here(store: &Store, target: &Descriptor) -> Result<Option<(Descriptor, Manifest)>> {
     let index = match store.document(target)? {
@@ -74,8 +92,10 @@ pub fn find(store: &Store, text: &str) -> Result<Image> {
         && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     if is_prefix {
         let mut found: Vec<(Digest, Image)> = Vec::new();
-        for image in store.images()? {
-            let id = facts(store, &image).map_or_else(|_| image.target.digest.clone(), |f| f.id);
+        let images = store.images()?;
+        let facts = all(store, &images);
+        for (image, facts) in images.into_iter().zip(facts) {
+            let id = facts.map_or_else(|_| image.target.digest.clone(), |f| f.id);
             let fits = id.hex().starts_with(digits) || image.target.digest.hex().starts_with(digits);
             if fits && !found.iter().any(|(known, _)| *known == id) {
                 found.push((id, image));

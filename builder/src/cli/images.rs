@@ -1,5 +1,7 @@
 //! What is there, and under which names?
 
+use std::collections::HashSet;
+
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use image::store::{Image, Wait};
@@ -8,7 +10,7 @@ use report::{Explain, Kind};
 use serde_json::{Value, json};
 
 use super::{App, print};
-use crate::facts::{Facts, facts, find, names};
+use crate::facts::{self, Facts, facts, find, names};
 use crate::format::{Column, Format, human, rows};
 
 #[derive(Debug, Args)]
@@ -271,18 +273,16 @@ pub fn images(app: &App, args: Images) -> Result<i32> {
     let format = Format::parse(args.format.as_deref())?;
     let filters = args.filter.iter().map(|f| Filter::parse(&store, f)).collect::<Result<Vec<_>>>()?;
     let mut all = Vec::new();
-    for image in store.images()? {
-        let fits = match (&args.name, &image.reference) {
-            (None, _) => true,
-            (Some(_), None) => false,
-            (Some(name), Some(r)) => {
-                matches(name, &r.familiar_name()) || matches(name, &r.familiar()) || matches(name, &r.name())
-            }
-        };
-        if !fits {
-            continue;
+    let mut images = store.images()?;
+    images.retain(|image| match (&args.name, &image.reference) {
+        (None, _) => true,
+        (Some(_), None) => false,
+        (Some(name), Some(r)) => {
+            matches(name, &r.familiar_name()) || matches(name, &r.familiar()) || matches(name, &r.name())
         }
-        match facts(&store, &image) {
+    });
+    for found in facts::all(&store, &images) {
+        match found {
             Ok(facts) => all.push(facts),
             // One that cannot be read does not hide the others.
             Err(e) => report::print(super::PROGRAM, &e),
@@ -292,14 +292,10 @@ pub fn images(app: &App, args: Images) -> Result<i32> {
     // The newest first, as docker has it.
     all.sort_by_key(|f| std::cmp::Reverse(f.created()));
     if app.quiet {
-        let mut ids: Vec<String> = Vec::new();
-        for f in &all {
-            let id = if args.no_trunc { f.id.to_string() } else { f.id.short().to_owned() };
-            if !ids.contains(&id) {
-                ids.push(id);
-            }
-        }
-        return print(&ids.iter().map(|id| format!("{id}\n")).collect::<String>()).map(|()| 0);
+        let mut seen = HashSet::new();
+        all.retain(|f| seen.insert(f.id.clone()));
+        let id = |f: &Facts| if args.no_trunc { f.id.to_string() } else { f.id.short().to_owned() };
+        return print(&all.iter().map(|f| id(f) + "\n").collect::<String>()).map(|()| 0);
     }
     let mut columns: Vec<Column> = vec![("REPOSITORY", "Repository"), ("TAG", "Tag")];
     if args.digests {

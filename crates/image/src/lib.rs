@@ -30,7 +30,7 @@ pub mod store;
 pub mod temporary;
 pub mod transfer;
 pub mod transport;
-mod workers;
+pub mod workers;
 
 pub use digest::Digest;
 pub use reference::Reference;

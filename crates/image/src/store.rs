@@ -186,7 +186,7 @@ impl Store {
             Err(Errno::NOENT) => return Ok(None),
             Err(e) => return Err(e).with_context(reading),
         };
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(1024);
         File::from(fd).take(most + 1).read_to_end(&mut bytes).with_context(reading)?;
         ensure!(bytes.len() as u64 <= most, "{}/{name}: more than {most} bytes", self.root.display());
         Ok(Some(bytes))
@@ -224,12 +224,13 @@ impl Store {
     /// The bytes of a small blob, verified once more.
     pub fn blob_bytes(&self, descriptor: &Descriptor, most: u64) -> Result<Vec<u8>> {
         let digest = &descriptor.digest;
-        let mut bytes = Vec::new();
+        ensure!(descriptor.size <= most, "blob {digest}: more than {most} bytes");
+        // With room behind the end, where the end is found.
+        let mut bytes = Vec::with_capacity(descriptor.size as usize + 64);
         self.blob(digest)?
-            .take(most + 1)
+            .take(descriptor.size + 1)
             .read_to_end(&mut bytes)
             .with_context(|| format!("read blob {digest}"))?;
-        ensure!(bytes.len() as u64 <= most, "blob {digest}: more than {most} bytes");
         let mut hasher = Hasher::new(digest.algorithm());
         hasher.update(&bytes);
         if bytes.len() as u64 != descriptor.size || hasher.finish() != *digest {

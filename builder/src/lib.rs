@@ -7,11 +7,15 @@
 //! | [`facts`] | what is there to tell about an image? |
 //! | [`mod@format`] | how are results printed? |
 //! | [`progress`] | what is seen of long work? |
+//! | [`dockerfile`] | what does a Dockerfile say? |
+//! | [`ignore`] | which files of a build context are left out? |
 //! | [`bundle`] | how does an image become an OCI bundle? |
 
 pub mod bundle;
 pub mod cli;
+pub mod dockerfile;
 pub mod environment;
 pub mod facts;
 pub mod format;
+pub mod ignore;
 pub mod progress;

@@ -2,10 +2,12 @@
 //! rides in the chain as a [`Note`].
 
 mod log_file;
+mod nearest;
 
 use std::fmt;
 
 pub use log_file::{Format, LogOptions, init as init_log, timestamp};
+pub use nearest::nearest;
 use serde::{Deserialize, Serialize};
 
 /// What an error means to the program that receives it.
@@ -35,6 +37,17 @@ pub struct Note {
 }
 
 impl fmt::Display for Note {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Ok(())
+    }
+}
+
+/// Lines to be shown below the message, such as a file's with a mark. It rides in an error chain as context and prints as nothing
+/// there; who makes it sees to it that a terminal can show it.
+#[derive(Clone, Debug)]
+pub struct Excerpt(pub String);
+
+impl fmt::Display for Excerpt {
     fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
         Ok(())
     }
@@ -213,6 +226,9 @@ pub fn print(program: &str, error: &anyhow::Error) {
     log::error!("{text}");
     if !log_file::is_stderr() {
         log_file::to_stderr(&format!("{program}: {text}\n"));
+    }
+    if let Some(Excerpt(lines)) = error.downcast_ref() {
+        log_file::to_stderr(lines);
     }
     if let Some(hint) = hint(error) {
         log_file::to_stderr(&format!("hint: {hint}\n"));

@@ -1,11 +1,10 @@
 //! Where in a JSON document does its shape go wrong, what was found, and what is allowed?
 
 use anyhow::Error;
-use report::Explain;
+use report::{Explain, nearest};
 use serde_json::{Map, Value};
 
 use super::shape::{Field, Shape};
-use super::words::nearest;
 
 /// The first mistake of `value`, in the order of the specification. `path`: where `value` itself stands.
 pub fn first_mistake(value: &Value, shape: &Shape, path: &str) -> Option<Error> {

@@ -257,7 +257,7 @@ fn check_flag(fs: &str, flag: &str, at: &str) -> Result<()> {
     if own.contains(&flag) {
         return Ok(());
     }
-    match crate::bundle::words::nearest(flag, known().into_iter().chain(own.iter().copied())) {
+    match report::nearest(flag, known().into_iter().chain(own.iter().copied())) {
         Some(near) => Err(report::at(at, format!("unknown mount option {flag:?}")))
             .hint(|| format!("did you mean {near:?}?")),
         None => Ok(()),

@@ -9,6 +9,7 @@
 //! | [`progress`] | what is seen of long work? |
 //! | [`dockerfile`] | what does a Dockerfile say? |
 //! | [`ignore`] | which files of a build context are left out? |
+//! | [`plan`] | what is to be done for a Dockerfile? |
 //! | [`bundle`] | how does an image become an OCI bundle? |
 
 pub mod bundle;
@@ -18,4 +19,5 @@ pub mod environment;
 pub mod facts;
 pub mod format;
 pub mod ignore;
+pub mod plan;
 pub mod progress;

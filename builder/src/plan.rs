@@ -1,0 +1,9 @@
+//! What is to be done for a Dockerfile? Decided here, before anything is done; nothing in here touches the disk or the network.
+//!
+//! | module | question |
+//! |---|---|
+//! | [`scope`] | which variables are there, and what are they worth? |
+//! | [`stages`] | which stages does a target need, and in which order? |
+
+pub mod scope;
+pub mod stages;

@@ -7,6 +7,7 @@ mod maintenance;
 mod manifest;
 mod pull;
 mod push;
+mod remote;
 mod rootfs;
 mod transfer;
 
@@ -97,6 +98,10 @@ enum Verb {
     /// Copy an image between any two places
     #[command(visible_alias = "copy")]
     Cp(push::Cp),
+    /// Delete images in a registry
+    Delete(remote::Delete),
+    /// List what refers to an image in a registry: signatures, SBOMs and the like
+    Referrers(remote::Referrers),
     /// Make an OCI bundle of an image: a root file system and a config.json
     Unpack(rootfs::Unpack),
     /// Mount an image's root file system, read-only
@@ -119,6 +124,8 @@ impl Verb {
             Verb::Mount(_) | Verb::Unmount(_) | Verb::Manifest(_) => true,
             Verb::Cp(cp) => cp.to_the_store(),
             Verb::Push(_)
+            | Verb::Delete(_)
+            | Verb::Referrers(_)
             | Verb::Images(_)
             | Verb::Tag(_)
             | Verb::Untag(_)
@@ -242,6 +249,8 @@ fn run(cli: Cli) -> Result<i32> {
         Verb::Df(args) => maintenance::df(&context, args),
         Verb::Check(args) => maintenance::check(&context, args),
         Verb::Cp(args) => push::cp(&context, args),
+        Verb::Delete(args) => remote::delete(&context, args),
+        Verb::Referrers(args) => remote::referrers(&context, args),
         Verb::Unpack(args) => rootfs::unpack(&context, args),
         Verb::Mount(args) => rootfs::mount(&context, args),
         Verb::Unmount(args) => rootfs::unmount(&context, args),

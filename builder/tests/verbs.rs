@@ -1,9 +1,11 @@
 //! The verbs from outside: the real binary on a store of its own, with docker's semantics.
 
 use std::collections::BTreeSet;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
 
 use image::Digest;
 use image::layer::tar::{Header, Kind, Writer};
@@ -480,4 +482,88 @@ fn who_reads_no_further_is_no_error() {
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A registry that has one image, `x/y:1`, with one referrer, on loopback; what it was asked, in order.
+fn registry(asked: Arc<Mutex<Vec<String>>>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for connection in listener.incoming() {
+            let mut reader = BufReader::new(connection.unwrap());
+            let mut first = String::new();
+            // TLS is tried before plain HTTP is.
+            if reader.read_line(&mut first).is_err() || !first.ends_with("HTTP/1.1\r\n") {
+                continue;
+            }
+            loop {
+                let mut line = String::new();
+                if reader.read_line(&mut line).unwrap() == 0 || line == "\r\n" {
+                    break;
+                }
+            }
+            let digest = Digest::of(b"{}");
+            let manifest = json!({"schemaVersion": 2, "layers": [],
+                "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest, "size": 2}});
+            let manifest = manifest.to_string();
+            let referrer = |kind: &str| {
+                json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest,
+                "size": 1234, "artifactType": kind})
+            };
+            let index =
+                json!({"schemaVersion": 2, "manifests": [referrer("text/sbom"), referrer("text/signature")]})
+                    .to_string();
+            let of_it = Digest::of(manifest.as_bytes());
+            let line = first.trim_end().trim_end_matches(" HTTP/1.1").to_owned();
+            let (status, kind, body) = match &line[..] {
+                "GET /v2/" => ("200 OK", "text/plain", ""),
+                "GET /v2/x/y/manifests/1" => {
+                    ("200 OK", "application/vnd.oci.image.manifest.v1+json", &manifest[..])
+                }
+                l if l == format!("GET /v2/x/y/referrers/{of_it}") => {
+                    ("200 OK", "application/vnd.oci.image.index.v1+json", &index[..])
+                }
+                l if l == format!("DELETE /v2/x/y/manifests/{of_it}") => ("202 Accepted", "text/plain", ""),
+                _ => ("404 Not Found", "text/plain", ""),
+            };
+            asked.lock().unwrap().push(line);
+            let length = body.len();
+            let answer = format!(
+                "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+            );
+            reader.get_mut().write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    address
+}
+
+#[test]
+fn registries_delete_and_tell_what_refers_to_an_image() {
+    let bed = Bed::new();
+    let asked = Arc::default();
+    let image = format!("{}/x/y:1", registry(Arc::clone(&asked)));
+    let plain = "--tls-verify=false";
+    let listed = bed.ok(&["referrers", plain, &image]);
+    let lines: Vec<_> =
+        listed.lines().map(|l| l.split_whitespace().skip(1).collect::<Vec<_>>().join(" ")).collect();
+    assert_eq!(lines, ["ARTIFACT TYPE SIZE", "text/sbom 1.23kB", "text/signature 1.23kB"]);
+    let one = bed.ok(&[
+        "referrers",
+        plain,
+        "--artifact-type",
+        "text/sbom",
+        "--format",
+        "{{.ArtifactType}} {{.Bytes}}",
+        &image,
+    ]);
+    assert_eq!(one, "text/sbom 1234\n");
+    let error = bed.fails(&["delete", plain, &image]);
+    assert!(error.contains("docker://") && error.contains("hint: berth-builder rmi"), "{error}");
+    let before = asked.lock().unwrap().len();
+    bed.ok(&["delete", plain, &format!("docker://{image}")]);
+    let asked: Vec<_> = asked.lock().unwrap().split_off(before);
+    assert!(asked.last().unwrap().starts_with("DELETE /v2/x/y/manifests/sha256:"), "{asked:?}");
+    let error = bed.fails(&["delete", plain, &format!("docker://{}", image.replace(":1", ":2"))]);
+    assert!(error.contains("y:2"), "{error}");
+    assert!(bed.fails(&["delete", "oci:x"]).contains("only images of registries"));
 }

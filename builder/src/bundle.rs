@@ -13,7 +13,8 @@ use sys::path::Links;
 /// Bytes of /etc/passwd and /etc/group that are read.
 const FILE_MOST: u64 = 4 << 20;
 const SECCOMP: &str = include_str!("bundle/seccomp.json");
-const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// `PATH`, where an image has none.
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const CAPABILITIES: [&str; 14] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
@@ -131,7 +132,7 @@ pub fn config(
     let mut env = execution.env.clone().unwrap_or_default();
     let has = |env: &[String], name: &str| env.iter().any(|e| e.split('=').next() == Some(name));
     if !has(&env, "PATH") {
-        env.insert(0, PATH.to_owned());
+        env.insert(0, format!("PATH={PATH}"));
     }
     if !has(&env, "HOSTNAME") {
         env.push(format!("HOSTNAME={hostname}"));

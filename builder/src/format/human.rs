@@ -63,6 +63,21 @@ pub fn parse_size(text: &str) -> Option<u64> {
     Some((number * factor as f64) as u64)
 }
 
+/// The same where units are those of memory, as in `--memory 64m`: powers of 1024, whatever their name.
+pub fn parse_memory(text: &str) -> Option<u64> {
+    let unit = text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+    let letter = unit.trim().get(..1).filter(|l| !l.eq_ignore_ascii_case("b"));
+    match letter {
+        Some(letter) => {
+            // What is no unit is none here, either.
+            parse_size(text)?;
+            let number = &text[..text.len() - unit.len()];
+            parse_size(&format!("{number}{letter}ib"))
+        }
+        None => parse_size(text),
+    }
+}
+
 /// `24h`, `1h30m`, `7d`: seconds, as Go's durations with days beside.
 pub fn parse_duration(text: &str) -> Option<u64> {
     let mut rest = text;
@@ -136,6 +151,18 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(parse_size(text), bytes, "{text}");
+        }
+        for (text, bytes) in [
+            ("64m", Some(64 << 20)),
+            ("1.5GB", Some(3 << 29)),
+            ("2KiB", Some(2048)),
+            ("512", Some(512)),
+            ("512b", Some(512)),
+            ("64x", None),
+            ("m", None),
+            ("64 é", None),
+        ] {
+            assert_eq!(parse_memory(text), bytes, "{text}");
         }
         for (text, seconds) in [
             ("24h", Some(86_400)),

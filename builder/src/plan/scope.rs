@@ -186,6 +186,11 @@ impl Scope {
         found.map_err(|e| Problem::new(word.span.clone(), e))
     }
 
+    /// The value of a variable.
+    pub fn get(&self, name: &str) -> Option<String> {
+        self.visible.get(name).cloned()
+    }
+
     /// What the image's environment is.
     pub fn image_environment(&self) -> &[(String, String)] {
         &self.environment

@@ -19,7 +19,7 @@ use rustix::io::Errno;
 
 use super::tar::{Header, Kind, Reader};
 use super::tree::remove_tree;
-use super::walk::walk;
+use super::walk::{attribute_names, walk};
 use super::whiteout::{Attribute, Meaning, Privilege, attribute, meaning};
 
 /// The attribute in which an owner is noted that the kernel would not let us set: `UID:GID`.
@@ -293,6 +293,7 @@ impl<'a> Apply<'a> {
         let Some((last, above)) = parts.split_last() else {
             ensure!(header.kind == Kind::Directory, "the root is no folder");
             let root = rustix::fs::openat(self.root, ".", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+            self.reset(root.as_fd(), header)?;
             self.metadata(root.as_fd(), header)?;
             self.times.insert(Vec::new(), header.mtime);
             self.applied.implied.remove(&Vec::new());
@@ -318,13 +319,26 @@ impl<'a> Apply<'a> {
             let dir = self.last();
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let open = || rustix::fs::openat(dir, name(parts[depth]), flags, Mode::empty());
-            let fd = match open() {
+            let mut opened = open();
+            let mut opaque = false;
+            if matches!(opened, Err(Errno::NOTDIR | Errno::LOOP)) {
+                // The folder below is gone, and this is a new one.
+                opaque = self.noted.contains(&join(&parts[..=depth]));
+                if opaque || self.gives_way(dir, parts[depth])? {
+                    remove_tree(dir, name(parts[depth]))?;
+                    opened = Err(Errno::NOENT);
+                }
+            }
+            let fd = match opened {
                 Err(Errno::NOENT) => {
                     rustix::fs::mkdirat(dir, name(parts[depth]), Mode::from_raw_mode(0o755))?;
                     let fd = open()?;
                     // Nobody says what it should be like: the same everywhere, at least.
                     rustix::fs::fchmod(&fd, Mode::from_raw_mode(0o755))?;
                     self.own(fd.as_fd(), (0, 0))?;
+                    if opaque {
+                        self.note_opaque(fd.as_fd())?;
+                    }
                     let path = join(&parts[..=depth]);
                     self.times.insert(path.clone(), (0, 0));
                     self.applied.implied.insert(path);
@@ -351,6 +365,12 @@ impl<'a> Apply<'a> {
             self.above.push(Above { name: parts[depth].to_vec(), fd: Some(fd), group });
         }
         self.reopen(parts)
+    }
+
+    /// Whether what is no folder is of a layer below. A layer's own tree has a folder there, and overlayfs would show that.
+    fn gives_way(&self, dir: BorrowedFd<'_>, last: &[u8]) -> Result<bool> {
+        let stat = rustix::fs::statat(dir, name(last), AtFlags::SYMLINK_NOFOLLOW)?;
+        Ok(self.options.whiteouts == Whiteouts::Remove && !self.new.contains(&stat.st_ino))
     }
 
     /// Deep in a tree, those further up were closed.
@@ -415,11 +435,12 @@ impl<'a> Apply<'a> {
     fn directory(&mut self, header: &Header, last: &[u8], parts: &[&[u8]]) -> Result<()> {
         let path = join(parts);
         let mode = Mode::from_raw_mode(0o700);
-        let mut opaque = false;
+        let (mut opaque, mut old) = (false, false);
         match rustix::fs::mkdirat(self.last(), name(last), mode) {
             Err(Errno::EXIST) => {
                 let stat = rustix::fs::statat(self.last(), name(last), AtFlags::SYMLINK_NOFOLLOW)?;
-                if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+                old = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+                if !old {
                     // The folder below is gone, and this is a new one.
                     opaque = self.noted.contains(&path);
                     self.remove(last, parts)?;
@@ -432,6 +453,9 @@ impl<'a> Apply<'a> {
         let fd = rustix::fs::openat(self.last(), name(last), flags, Mode::empty())?;
         if opaque {
             self.note_opaque(fd.as_fd())?;
+        }
+        if old {
+            self.reset(fd.as_fd(), header)?;
         }
         self.metadata(fd.as_fd(), header)?;
         if self.options.whiteouts == Whiteouts::Remove {
@@ -513,6 +537,29 @@ impl<'a> Apply<'a> {
 
     // What there is to say of an entry. The order: owners take setuid bits and capabilities away.
 
+    /// A folder that was there keeps nothing of what it was like.
+    fn reset(&self, fd: BorrowedFd<'_>, header: &Header) -> Result<()> {
+        for key in attribute_names(fd)? {
+            let of_overlayfs = attribute(&key) != Attribute::Kept;
+            if (key == OWNER.as_bytes() || !of_overlayfs) && !header.xattrs.iter().any(|(new, _)| *new == key)
+            {
+                match rustix::fs::fremovexattr(fd, name(&key)) {
+                    // Some are the kernel's, or went with another.
+                    Ok(()) | Err(Errno::NODATA | Errno::PERM | Errno::OPNOTSUPP) => {}
+                    Err(e) => {
+                        return Err(e).with_context(|| format!("remove attribute {}", key.escape_ascii()));
+                    }
+                }
+            }
+        }
+        if self.options.owner == Owner::Keep {
+            let (uid, gid) = ids((header.uid, header.gid));
+            rustix::fs::fchown(fd, Some(uid), Some(gid))
+                .with_context(|| format!("give it to {}:{}", header.uid, header.gid))?;
+        }
+        Ok(())
+    }
+
     fn metadata(&self, fd: BorrowedFd<'_>, header: &Header) -> Result<()> {
         self.own(fd, (header.uid, header.gid))?;
         rustix::fs::fchmod(fd, Mode::from_raw_mode(header.mode))?;
@@ -574,20 +621,35 @@ impl<'a> Apply<'a> {
     // Whiteouts
 
     /// Without making it.
-    fn find(&self, parts: &[&[u8]]) -> Result<Option<OwnedFd>> {
-        let path = join(parts);
-        match sys::path::open_dir(self.root, Path::new(name(&path))) {
-            Ok(fd) => Ok(Some(fd)),
-            Err(e)
-                if matches!(
-                    e.raw_os_error().map(Errno::from_raw_os_error),
-                    Some(Errno::NOENT | Errno::NOTDIR)
-                ) =>
-            {
-                Ok(None)
-            }
+    /// A folder, if it is there, wherever links within the root lead.
+    fn locate(&self, path: &[u8]) -> Result<Option<OwnedFd>> {
+        let gone = |e: &io::Error| {
+            matches!(e.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::NOENT | Errno::NOTDIR))
+        };
+        match sys::path::open_dir(self.root, Path::new(name(path))) {
+            Ok(dir) => Ok(Some(dir)),
+            Err(e) if gone(&e) => Ok(None),
             Err(e) => Err(e.into()),
         }
+    }
+
+    /// A folder, if it is there; links of layers below are not followed.
+    fn find(&self, parts: &[&[u8]]) -> Result<Option<OwnedFd>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut dir = rustix::fs::openat(self.root, ".", flags, Mode::empty())?;
+        for (depth, part) in parts.iter().enumerate() {
+            dir = match rustix::fs::openat(&dir, name(part), flags, Mode::empty()) {
+                Ok(dir) => dir,
+                Err(Errno::NOENT) => return Ok(None),
+                Err(Errno::NOTDIR | Errno::LOOP) if self.gives_way(dir.as_fd(), part)? => return Ok(None),
+                Err(Errno::NOTDIR | Errno::LOOP) => match self.locate(&join(&parts[..=depth]))? {
+                    Some(dir) => dir,
+                    None => return Ok(None),
+                },
+                Err(e) => return Err(e.into()),
+            };
+        }
+        Ok(Some(dir))
     }
 
     /// What a layer changes in a folder does not change the folder, unless the layer says so. It is no link.
@@ -697,7 +759,7 @@ impl<'a> Apply<'a> {
                 None => (&path[..0], &path[..]),
             };
             if parent.as_ref().is_none_or(|(known, _)| *known != above) {
-                parent = Some((above, self.find(&[above])?));
+                parent = Some((above, self.locate(above)?));
             }
             // It may have been removed again.
             let Some((_, Some(dir))) = &parent else { continue };

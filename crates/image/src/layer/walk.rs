@@ -3,7 +3,7 @@
 //! become what they stand for. The same tree always makes the same archive: holes are zeros in it, and links lead to the first name.
 
 use std::collections::HashMap;
-use std::ffi::{CStr, OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -303,20 +303,29 @@ fn whole(read: impl Fn(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io::R
     }
 }
 
+fn names_of(of: &impl Attributes) -> Result<Vec<CString>> {
+    let names = match whole(|buffer| of.list(buffer)) {
+        Ok(names) => names,
+        Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+        Err(e) => return Err(e).context("list the attributes"),
+    };
+    let name = |name: &[u8]| CStr::from_bytes_with_nul(name).ok().map(CStr::to_owned);
+    Ok(names.split_inclusive(|b| *b == 0).filter_map(name).collect())
+}
+
+/// The names of what an open file or folder has for attributes; none where the file system knows of none.
+pub(super) fn attribute_names(fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>> {
+    Ok(names_of(&Fd(fd))?.into_iter().map(CString::into_bytes).collect())
+}
+
 /// Put a thing's attributes into its header; `taken` keeps one out that it knows.
 fn attributes(
     header: &mut Header,
     of: &impl Attributes,
     mut taken: impl FnMut(&[u8], &[u8]) -> bool,
 ) -> Result<()> {
-    let names = match whole(|buffer| of.list(buffer)) {
-        Ok(names) if names.is_empty() => return Ok(()),
-        Ok(names) => names,
-        Err(Errno::OPNOTSUPP) => return Ok(()),
-        Err(e) => return Err(e).context("list the attributes"),
-    };
-    for name in names.split_inclusive(|b| *b == 0) {
-        let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
+    for name in names_of(of)? {
+        let name = name.as_c_str();
         let of_name = || format!("attribute {}", name.to_bytes().escape_ascii());
         if attribute(name.to_bytes()) == Attribute::Dropped {
             continue;

@@ -159,19 +159,50 @@ fn what_stands_there_is_replaced_and_folders_are_kept() {
         (file("file"), b"3"),
         (file("link"), b"no longer a link"),
         (file("tree"), b"no longer a folder"),
-        (file("lib/so"), b"through the link"),
+        (file("lib/so"), b"in a folder of its own, as overlayfs has it"),
+        (file("none/in"), b"in what was a file"),
     ]);
     bed.apply(&upper, Whiteouts::Remove).unwrap();
     assert_eq!(
         bed.list(),
-        ["dir/", "dir/old", "file", "lib", "link", "tree", "usr/", "usr/lib/", "usr/lib/so"]
+        ["dir/", "dir/old", "file", "lib/", "lib/so", "link", "none/", "none/in", "tree", "usr/", "usr/lib/"]
     );
     assert_eq!(fs::read(bed.path("file")).unwrap(), b"3");
     assert_eq!(fs::metadata(bed.path("dir")).unwrap().mode() & 0o777, 0o700);
-    assert!(bed.path("lib").is_symlink());
-    let last = layer(&[(dir("lib"), b""), (file("lib/own"), b"")]);
+    // A layer's own link is followed.
+    let last = layer(&[(link(Kind::Symlink, "l", "usr/lib"), b""), (file("l/own"), b"")]);
     bed.apply(&last, Whiteouts::Remove).unwrap();
-    assert!(!bed.path("lib").is_symlink() && bed.path("lib/own").exists() && !bed.path("lib/so").exists());
+    assert!(bed.path("l").is_symlink() && bed.path("usr/lib/own").exists());
+}
+
+/// Once a folder that was another's stayed so when a layer gave it back to root.
+#[test]
+fn a_folder_keeps_nothing_of_what_it_was_like() {
+    let Some(bed) = Bed::new() else { return };
+    let note = |name: &str| (name.as_bytes().to_vec(), b"1".to_vec());
+    let like = |uid, mode, xattrs: &[&str]| Header {
+        uid,
+        gid: uid,
+        mode,
+        xattrs: xattrs.iter().map(|n| note(n)).collect(),
+        ..dir("d")
+    };
+    let root = |uid| Header { uid, ..dir(".") };
+    for (uid, mode, xattrs) in [
+        (7, 0o2755, &["user.a", "user.b"][..]),
+        (0, 0o755, &["user.b", "user.c"]),
+        (8, 0o700, &[]),
+        (0, 0o711, &[]),
+    ] {
+        bed.apply(&layer(&[(root(uid), b""), (like(uid, mode, xattrs), b"")]), Whiteouts::Remove).unwrap();
+        let found = fs::metadata(bed.path("d")).unwrap();
+        assert_eq!((found.uid(), found.gid(), found.mode() & 0o7777), (uid, uid, mode));
+        assert_eq!(fs::metadata(bed.path(".")).unwrap().uid(), uid);
+        for name in ["user.a", "user.b", "user.c"] {
+            let there = rustix::fs::getxattr(bed.path("d"), name, &mut [0_u8; 8][..]).is_ok();
+            assert_eq!(there, xattrs.contains(&name), "{name} of {uid}");
+        }
+    }
 }
 
 #[test]
@@ -180,6 +211,8 @@ fn whiteouts_remove_what_was_there_before() {
     let lower: Vec<_> =
         ["a/1", "a/2", "b/1", "b/sub/1", "c/1", "d", "e/1"].map(|p| (file(p), &b"old"[..])).into();
     bed.apply(&layer(&lower), Whiteouts::Remove).unwrap();
+    bed.apply(&layer(&[(file("f/1"), b""), (link(Kind::Symlink, "link", "f"), b"")]), Whiteouts::Remove)
+        .unwrap();
     let upper = layer(&[
         (file("a/.wh.1"), b""),
         (file("b/sub/2"), b""),
@@ -193,10 +226,13 @@ fn whiteouts_remove_what_was_there_before() {
         (file(".wh.e"), b""),
         (file(".wh.missing"), b""),
         (file("none/.wh.missing"), b""),
+        // Not through a link of a layer below.
+        (file("link/.wh.1"), b""),
+        (file("link/.wh..wh..opq"), b""),
         (file(".wh..wh.plnk"), b""),
     ]);
     bed.apply(&upper, Whiteouts::Remove).unwrap();
-    assert_eq!(bed.list(), ["a/", "a/2", "b/", "b/sub/", "b/sub/2", "c/", "c/2", "d"]);
+    assert_eq!(bed.list(), ["a/", "a/2", "b/", "b/sub/", "b/sub/2", "c/", "c/2", "d", "f/", "f/1", "link"]);
     assert_eq!(fs::read(bed.path("d")).unwrap(), b"new");
 }
 

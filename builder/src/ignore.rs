@@ -72,10 +72,6 @@ impl Ignore {
         Ok(())
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.patterns.is_empty()
-    }
-
     /// Whether the path, or a folder that it is in, is left out.
     pub fn leaves_out(&self, path: &str) -> bool {
         let mut out = false;

@@ -1,7 +1,5 @@
 //! What does a Dockerfile say? Its words are as they stand there: variables get their values when the plan is made.
 
-use std::ops::Range;
-
 use super::lex::{Directives, Heredoc};
 use super::source::Span;
 
@@ -135,6 +133,3 @@ pub enum Healthcheck {
         retries: Option<u32>,
     },
 }
-
-/// A range of a line's text, to be made a [`Word`].
-pub type Part = Range<usize>;

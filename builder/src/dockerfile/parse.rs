@@ -1,6 +1,8 @@
 //! How does a Dockerfile's text become instructions? What is wrong in it is found here, before anything is done, and shown where
 //! it stands.
 
+use std::ops::Range;
+
 use report::nearest;
 
 use super::ast::*;
@@ -8,6 +10,9 @@ use super::lex::{self, Line};
 use super::mount;
 use super::source::{Problem, Source, Span};
 use super::words;
+
+/// Bytes of a line's text.
+type Part = Range<usize>;
 
 /// An instruction's flags.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -197,7 +197,7 @@ mod tests {
 
     fn mount(text: &str) -> Result<Mount, Problem> {
         let parsed = parse(Word { text: text.to_owned(), span: 0..text.len() })?;
-        read(&parsed, 2, "/work/dir", &|text| Ok(text.replace("$V", "value")))
+        read(&parsed, 2, "/srv/dir", &|text| Ok(text.replace("$V", "value")))
     }
 
     #[test]
@@ -207,7 +207,7 @@ mod tests {
         for (from, expected) in [
             (
                 "target=x",
-                Mount::Bind { target: text("/work/dir/x"), from: None, source: text("/"), writable: false },
+                Mount::Bind { target: text("/srv/dir/x"), from: None, source: text("/"), writable: false },
             ),
             (
                 "type=bind,from=a,source=$V,target=/t/$V/../u,rw",

@@ -108,11 +108,6 @@ impl Globals {
     pub fn expand(&self, word: &Word) -> Result<String, Problem> {
         expand(word, self.escape, &|name| self.values.get(name).cloned().flatten())
     }
-
-    /// Whether there is such a variable, with or without a value.
-    pub fn declares(&self, name: &str) -> bool {
-        self.values.contains_key(name)
-    }
 }
 
 /// The variables at a place in a stage.

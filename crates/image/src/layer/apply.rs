@@ -14,7 +14,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
 use super::tar::{Header, Kind, Reader};
@@ -280,7 +280,7 @@ impl<'a> Apply<'a> {
             applied: Applied { implied: [Vec::new()].into(), ..Applied::default() },
         };
         match options.whiteouts {
-            Whiteouts::Remove => apply.keep_time(Vec::new(), root)?,
+            Whiteouts::Remove => apply.keep_time(Vec::new(), &rustix::fs::fstat(root)?),
             // As with every folder that is only implied.
             Whiteouts::Note(_) => drop(apply.times.insert(Vec::new(), (0, 0))),
         }
@@ -320,7 +320,7 @@ impl<'a> Apply<'a> {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let open = || rustix::fs::openat(dir, name(parts[depth]), flags, Mode::empty());
             let mut opened = open();
-            let mut opaque = false;
+            let (mut opaque, mut linked) = (false, false);
             if matches!(opened, Err(Errno::NOTDIR | Errno::LOOP)) {
                 // The folder below is gone, and this is a new one.
                 opaque = self.noted.contains(&join(&parts[..=depth]));
@@ -344,19 +344,19 @@ impl<'a> Apply<'a> {
                     self.applied.implied.insert(path);
                     fd
                 }
-                Err(Errno::NOTDIR | Errno::LOOP) => self.through_link(&parts[..=depth])?,
-                other => {
-                    let fd = other?;
-                    if self.options.whiteouts == Whiteouts::Remove {
-                        self.keep_time(join(&parts[..=depth]), fd.as_fd())?;
-                    }
-                    fd
+                Err(Errno::NOTDIR | Errno::LOOP) => {
+                    linked = true;
+                    self.through_link(&parts[..=depth])?
                 }
+                other => other?,
             };
             let stat = rustix::fs::fstat(&fd)?;
             // With what is in it the folder is this layer's, too.
             if self.options.whiteouts == Whiteouts::Remove {
                 self.new.insert(stat.st_ino);
+                if !linked {
+                    self.keep_time(join(&parts[..=depth]), &stat);
+                }
             }
             let group = stat.st_mode & 0o2000 != 0;
             if let Some(far) = self.above.len().checked_sub(KEPT) {
@@ -540,9 +540,8 @@ impl<'a> Apply<'a> {
     /// A folder that was there keeps nothing of what it was like.
     fn reset(&self, fd: BorrowedFd<'_>, header: &Header) -> Result<()> {
         for key in attribute_names(fd)? {
-            let of_overlayfs = attribute(&key) != Attribute::Kept;
-            if (key == OWNER.as_bytes() || !of_overlayfs) && !header.xattrs.iter().any(|(new, _)| *new == key)
-            {
+            let content = attribute(&key) == Attribute::Kept || key == OWNER.as_bytes();
+            if content && !header.xattrs.iter().any(|(new, _)| *new == key) {
                 match rustix::fs::fremovexattr(fd, name(&key)) {
                     // Some are the kernel's, or went with another.
                     Ok(()) | Err(Errno::NODATA | Errno::PERM | Errno::OPNOTSUPP) => {}
@@ -620,7 +619,6 @@ impl<'a> Apply<'a> {
 
     // Whiteouts
 
-    /// Without making it.
     /// A folder, if it is there, wherever links within the root lead.
     fn locate(&self, path: &[u8]) -> Result<Option<OwnedFd>> {
         let gone = |e: &io::Error| {
@@ -653,12 +651,8 @@ impl<'a> Apply<'a> {
     }
 
     /// What a layer changes in a folder does not change the folder, unless the layer says so. It is no link.
-    fn keep_time(&mut self, path: Vec<u8>, folder: BorrowedFd<'_>) -> Result<()> {
-        if let std::collections::hash_map::Entry::Vacant(time) = self.times.entry(path) {
-            let stat = rustix::fs::fstat(folder)?;
-            time.insert((stat.st_mtime, stat.st_mtime_nsec as u32));
-        }
-        Ok(())
+    fn keep_time(&mut self, path: Vec<u8>, stat: &Stat) {
+        self.times.entry(path).or_insert((stat.st_mtime, stat.st_mtime_nsec as u32));
     }
 
     fn keep_time_unless_link(&mut self, parts: &[&[u8]], folder: BorrowedFd<'_>) -> Result<()> {
@@ -669,7 +663,8 @@ impl<'a> Apply<'a> {
                 return Ok(());
             }
         }
-        self.keep_time(join(parts), folder)
+        self.keep_time(join(parts), &rustix::fs::fstat(folder)?);
+        Ok(())
     }
 
     fn gone(&mut self, above: &[&[u8]], gone: &[u8]) -> Result<()> {

@@ -372,7 +372,6 @@ struct Blob<'a> {
     body: Option<BodyReader<'static>>,
     /// Without a byte in between.
     failures: u32,
-    /// When, and where it was then.
     pace: Pace,
 }
 

@@ -1,10 +1,12 @@
 //! The command line: names and flags follow docker, podman and skopeo where these agree.
 
 mod archives;
+mod build;
 mod images;
 mod login;
 mod maintenance;
 mod manifest;
+mod output;
 mod pull;
 mod push;
 mod remote;
@@ -60,6 +62,9 @@ pub fn command() -> clap::Command {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Build an image from a Dockerfile
+    #[command(visible_alias = "bud")]
+    Build(Box<build::Build>),
     /// Fetch images from registries, layouts or archives
     Pull(pull::Pull),
     /// Send an image to a registry, a layout or an archive
@@ -112,6 +117,11 @@ enum Verb {
 }
 
 impl Verb {
+    /// Whether it runs commands and mounts what only it needs.
+    fn runs(&self) -> bool {
+        matches!(self, Verb::Build(_))
+    }
+
     /// Whether it may touch files of other users, which an ordinary user can only in a user namespace.
     fn needs_ids(&self) -> bool {
         match self {
@@ -121,7 +131,7 @@ impl Verb {
             | Verb::Prune(_)
             | Verb::Check(_)
             | Verb::Unpack(_) => true,
-            Verb::Mount(_) | Verb::Unmount(_) | Verb::Manifest(_) => true,
+            Verb::Build(_) | Verb::Mount(_) | Verb::Unmount(_) | Verb::Manifest(_) => true,
             Verb::Cp(cp) => cp.to_the_store(),
             Verb::Push(_)
             | Verb::Delete(_)
@@ -224,13 +234,22 @@ fn run(cli: Cli) -> Result<i32> {
         if image::rootless::has_helpers(&environment.search) {
             subordinate = Subordinate::of(user.0)?;
         }
-        if let Entered::Outside(exit) = image::rootless::enter(&subordinate)? {
+        let entered = match cli.verb.runs() {
+            true => image::rootless::enter_apart(&subordinate)?,
+            false => image::rootless::enter(&subordinate)?,
+        };
+        if let Entered::Outside(exit) = entered {
             return Ok(exit.status());
         }
+    } else if cli.verb.runs()
+        && let Entered::Outside(exit) = image::rootless::apart()?
+    {
+        return Ok(exit.status());
     }
     raise_limit();
     let context = App { environment, root: cli.root, quiet: cli.quiet, user, subordinate };
     match cli.verb {
+        Verb::Build(args) => build::build(&context, *args),
         Verb::Pull(args) => pull::pull(&context, args),
         Verb::Push(args) => push::push(&context, args),
         Verb::Images(args) => images::images(&context, args),

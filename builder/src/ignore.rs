@@ -50,6 +50,11 @@ impl Ignore {
         Ok(ignore)
     }
 
+    /// Nothing is left out.
+    pub fn is_empty(&self) -> bool {
+        self.patterns.is_empty()
+    }
+
     /// One more pattern.
     pub fn add(&mut self, text: &str) -> Result<()> {
         let (keeps, pattern) = match text.strip_prefix('!') {

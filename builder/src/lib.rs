@@ -14,10 +14,15 @@
 
 pub mod bundle;
 pub mod cli;
+pub mod context;
 pub mod dockerfile;
 pub mod environment;
+pub mod exec;
 pub mod facts;
 pub mod format;
+pub mod git;
+pub mod glob;
 pub mod ignore;
 pub mod plan;
 pub mod progress;
+pub mod watch;

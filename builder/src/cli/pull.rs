@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use image::manifest::Index;
+use image::manifest::{Document, Index};
 use image::registry::client::Settings;
 use image::store::{Image, Unpack};
 use image::transfer::{Choice, Conversion, Event, Options, copy};
@@ -161,4 +161,16 @@ pub fn fetch(
     let wanted = Wanted::new(platform)?;
     let how = How { policy: Policy::Always, unpack: Unpack::Later, all_platforms: false };
     pull_one(app, store, &settings, &place, how, &wanted).with_context(|| format!("pull {place}"))
+}
+
+/// The image of that name, if it is in the store, for that platform.
+pub fn here(store: &Store, text: &str, platform: Option<&str>) -> Result<Option<Image>> {
+    let Place::Store(name) = text.parse()? else { return Ok(None) };
+    let image = match find(store, &name) {
+        Err(e) if report::kind(&e) == Some(Kind::NotFound) => return Ok(None),
+        other => other?,
+    };
+    let wanted = Wanted::new(platform)?;
+    let Document::Index(index) = store.document(&image.target)? else { return Ok(Some(image)) };
+    Ok(wanted.choose(&index).is_ok_and(|d| store.has(&d.digest).unwrap_or(false)).then_some(image))
 }

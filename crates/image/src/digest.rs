@@ -60,6 +60,12 @@ impl Digest {
         &self.hex
     }
 
+    /// The value itself.
+    pub fn bytes(&self) -> Vec<u8> {
+        let digit = |b: u8| char::from(b).to_digit(16).unwrap_or(0) as u8;
+        self.hex.as_bytes().chunks_exact(2).map(|pair| digit(pair[0]) << 4 | digit(pair[1])).collect()
+    }
+
     /// The first twelve digits, for people.
     pub fn short(&self) -> &str {
         &self.hex[..12]

@@ -6,6 +6,7 @@
 //! | [`credentials`] | who are we to it? |
 //! | [`challenge`] | what does it want to see? |
 //! | [`http`] | one request: credentials, redirections, what is tried again |
+//! | [`fetch`] | how does a file come from the web, that is no part of an image? |
 //! | [`client`] | how does an image come from a registry, and go there? |
 //! | [`pace`] | does a transfer come on, or does it only drip? |
 //! | [`replay`] | how is a stream sent again from where it was cut? |
@@ -13,6 +14,7 @@
 pub mod challenge;
 pub mod client;
 pub mod credentials;
+pub mod fetch;
 pub mod hosts;
 pub mod http;
 pub mod pace;

@@ -133,6 +133,11 @@ pub fn overlay(layers: &[OwnedFd], upper: Option<&Upper<'_>>, privilege: Privile
     if let Some(Upper { upper, work }) = upper {
         common.push(("upperdir", Some(upper.display().to_string())));
         common.push(("workdir", Some(work.display().to_string())));
+        // What is written becomes a layer: it must not depend on what else lies here. What lasts is synced by us, once.
+        for off in ["redirect_dir", "metacopy", "index"] {
+            common.push((off, Some("off".to_owned())));
+        }
+        common.push(("volatile", None));
     } else if names.len() == 1 {
         // Without an upper the kernel wants two of them.
         let tree = sys::mount::clone_tree(layers[0].as_fd(), Path::new(""), false);

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::Command;
 
@@ -102,9 +103,59 @@ pub fn map(own: u32, ranges: &[Range]) -> Vec<(u32, u32, u32)> {
 /// Go on in a new user namespace. The caller has one thread; it is a child of it that goes on, and the caller learns when that has
 /// ended. Killed, each of the two takes the other along.
 pub fn enter(subordinate: &Subordinate) -> Result<Entered> {
+    enter_with(subordinate, 0)
+}
+
+/// The same with processes and mounts of its own, as [`apart`].
+pub fn enter_apart(subordinate: &Subordinate) -> Result<Entered> {
+    match enter_with(subordinate, flags::NEWPID)? {
+        // Where /proc cannot be mounted, it is as it was.
+        Entered::Outside(exit) if exit.status() == NO_PROC => enter_with(subordinate, 0),
+        entered => Ok(entered),
+    }
+}
+
+/// The status with which a process gives up that could not mount /proc.
+const NO_PROC: i32 = 119;
+
+/// Go on in a child with processes and mounts of its own: whatever it starts ends with it, and what it mounts is seen by nobody else
+/// and gone with it. The caller has one thread, and root's rights.
+pub fn apart() -> Result<Entered> {
+    let made = sys::process::clone3(flags::NEWPID | flags::NEWNS, None);
+    match made.context("make a mount and a pid namespace")? {
+        Cloned::Child => {
+            sys::process::set_parent_death_signal(9).context("tie the process to its parent")?;
+            own_mounts(true)?;
+            Ok(Entered::Inside)
+        }
+        Cloned::Parent { pid, .. } => {
+            Ok(Entered::Outside(sys::process::wait(pid).context("wait for the process in its namespaces")?))
+        }
+    }
+}
+
+/// Nothing that is mounted here is seen elsewhere; with processes of our own, /proc shows these.
+fn own_mounts(proc: bool) -> Result<()> {
+    let private = sys::mount::Change { propagation: MS_SLAVE, recursive: true, ..Default::default() };
+    sys::mount::change_here("/", &private).context("keep mounts to ourselves")?;
+    if proc {
+        let tree =
+            sys::mount::detached("proc", &[], MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
+        crate::rootfs::attach(tree.context("make a mount of /proc")?.as_fd(), Path::new("/proc"))?;
+    }
+    Ok(())
+}
+
+const MS_SLAVE: u64 = 1 << 19;
+const MOUNT_ATTR_NOSUID: u64 = 2;
+const MOUNT_ATTR_NODEV: u64 = 4;
+const MOUNT_ATTR_NOEXEC: u64 = 8;
+
+fn enter_with(subordinate: &Subordinate, more: u64) -> Result<Entered> {
     let (uid, gid) = sys::user::effective_ids();
     let (ready, mut go) = std::io::pipe().context("make a pipe")?;
-    let cloned = sys::process::clone3(flags::NEWUSER | flags::NEWNS, None).context("make a user namespace");
+    let cloned =
+        sys::process::clone3(flags::NEWUSER | flags::NEWNS | more, None).context("make a user namespace");
     let pid = match cloned? {
         Cloned::Child => {
             drop(go);
@@ -112,6 +163,9 @@ pub fn enter(subordinate: &Subordinate) -> Result<Entered> {
             let mut byte = [0];
             let n = { ready }.read(&mut byte).context("wait for the id maps")?;
             ensure!(n == 1, "the id maps could not be written");
+            if more != 0 && own_mounts(true).is_err() {
+                sys::process::exit_now(NO_PROC);
+            }
             return Ok(Entered::Inside);
         }
         Cloned::Parent { pid, .. } => pid,

@@ -13,6 +13,7 @@
 //!     blobs.json          the blobs that were seen to hold it, and how they were compressed
 //!     layer.json          bytes and entries of the tree
 //!     tree/               unpacked, in the form that overlayfs stacks; there only when it is whole and on the disk
+//!   steps/<key>/          what a step of a build came to: `step.json`, and the tree of its layer until an image has that
 //!   mounts/               a record for each mount of an image, and the folders of those that have none of their own
 //!   tmp/                  what is not whole yet: trees, blobs where the file system knows no nameless files (O_TMPFILE), and
 //!                         journals; each is locked by its writer, and undone by the next command once nobody does
@@ -30,6 +31,7 @@ mod endpoint;
 mod layers;
 mod mounts;
 mod names;
+mod steps;
 mod sweep;
 mod usage;
 
@@ -51,6 +53,7 @@ pub use endpoint::{Reading, Receiving, Unpack};
 pub use layers::{Holder, Layer};
 pub use mounts::Mounted;
 pub use names::Image;
+pub use steps::{Archive, Kept, Step};
 pub use sweep::{Freed, Reached, Wait};
 pub use usage::{ImageUsage, Part, Usage};
 

@@ -45,6 +45,8 @@ pub enum Owner {
     Keep,
     /// All are ours; whose they should be is noted ([`OWNER`]).
     Note,
+    /// All are ours.
+    Ours,
 }
 
 /// Device nodes.
@@ -601,6 +603,7 @@ impl<'a> Apply<'a> {
                         .with_context(|| format!("give it to {}:{}", owner.0, owner.1))?;
                 }
             }
+            Owner::Ours => {}
             Owner::Note if owner == (0, 0) => {}
             Owner::Note => {
                 let value = format!("{}:{}", owner.0, owner.1);

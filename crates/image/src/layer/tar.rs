@@ -86,6 +86,13 @@ impl Header {
         }
     }
 
+    /// The same, but no later than that (seconds since 1970).
+    pub fn no_later_than(&self, latest: i64) -> Header {
+        let mut header = self.clone();
+        header.mtime = header.mtime.min((latest, 0));
+        header
+    }
+
     /// The path, for people.
     pub fn title(&self) -> String {
         self.path.escape_ascii().to_string()

@@ -80,6 +80,35 @@ pub fn remove_tree(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     Ok(rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)?)
 }
 
+/// How many bytes a tree's files have.
+pub fn tree_size(root: BorrowedFd<'_>) -> io::Result<u64> {
+    Ok(tree_count(root)?.0)
+}
+
+/// Bytes of files, and entries; each file counts once, however many names it has.
+pub fn tree_count(root: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
+    let (mut bytes, mut entries) = (0, 0);
+    let mut inodes = std::collections::HashSet::new();
+    let mut open = vec![PathBuf::new()];
+    while let Some(path) = open.pop() {
+        let dir = sys::path::locate_dir(root, &path, Links::Refuse)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = rustix::fs::openat(&dir, ".", flags, Mode::empty())?;
+        for name in sys::path::list(dir.as_fd())? {
+            let stat = rustix::fs::statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+            entries += 1;
+            match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Directory => open.push(path.join(&name)),
+                FileType::RegularFile if stat.st_nlink < 2 || inodes.insert(stat.st_ino) => {
+                    bytes += stat.st_size.unsigned_abs();
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok((bytes, entries))
+}
+
 /// A digest of a tree's names and of all that its inodes say: kinds, modes, owners, sizes, times of change of the contents, links.
 /// The contents themselves are not read.
 pub fn fingerprint(root: BorrowedFd<'_>) -> io::Result<Digest> {

@@ -60,7 +60,14 @@ pub struct Archived {
 
 /// Write what is in the tree at `root` (an unpacked layer, or an overlay's upper folder) as a layer's archive. The root itself is not
 /// part of it.
-pub fn archive(root: BorrowedFd<'_>, privilege: Privilege, to: impl Write) -> Result<Archived> {
+///
+/// With `latest`, no time in it is later than that, in seconds since 1970: what was made just now is as old as what was made before.
+pub fn archive(
+    root: BorrowedFd<'_>,
+    privilege: Privilege,
+    latest: Option<i64>,
+    to: impl Write,
+) -> Result<Archived> {
     let mut tar = Writer::new(to);
     let mut archived = Archived::default();
     let mut buffer = vec![0; BUFFER];
@@ -68,7 +75,10 @@ pub fn archive(root: BorrowedFd<'_>, privilege: Privilege, to: impl Write) -> Re
         if header.path.is_empty() {
             return Ok(());
         }
-        tar.header(header)?;
+        match latest {
+            Some(latest) => tar.header(&header.no_later_than(latest))?,
+            None => tar.header(header)?,
+        }
         archived.entries += 1;
         let Some(mut file) = content else { return Ok(()) };
         archived.bytes += header.size;
@@ -235,7 +245,8 @@ fn whiteout(parts: &[&[u8]]) -> Header {
     Header { mode: 0, ..Header::new(Kind::File, parts.join(&b'/')) }
 }
 
-fn header(kind: Kind, path: &[u8], stat: &Stat) -> Header {
+/// What an inode says of itself, without its attributes.
+pub fn header(kind: Kind, path: &[u8], stat: &Stat) -> Header {
     let device = match kind {
         Kind::Character | Kind::Block => (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)),
         _ => (0, 0),
@@ -316,6 +327,18 @@ fn names_of(of: &impl Attributes) -> Result<Vec<CString>> {
 /// The names of what an open file or folder has for attributes; none where the file system knows of none.
 pub(super) fn attribute_names(fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>> {
     Ok(names_of(&Fd(fd))?.into_iter().map(CString::into_bytes).collect())
+}
+
+/// Put an open file's or folder's attributes into its header, but for what we note ourselves: it comes from elsewhere.
+pub fn foreign_attributes(header: &mut Header, of: BorrowedFd<'_>) -> Result<()> {
+    attributes(header, &Fd(of), |name, _| {
+        name == OWNER.as_bytes() || name == DEVICE.as_bytes() || attribute(name) == Attribute::Refused
+    })
+}
+
+/// The same of what is in a root file system of ours.
+pub fn own_attributes(header: &mut Header, of: BorrowedFd<'_>) -> Result<()> {
+    attributes(header, &Fd(of), |_, _| false)
 }
 
 /// Put a thing's attributes into its header; `taken` keeps one out that it knows.

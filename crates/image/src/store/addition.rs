@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
@@ -30,19 +32,24 @@ struct Journal {
 
 /// Something that is not whole yet; it goes when this is dropped, or with the next command once nobody holds it.
 #[derive(Debug)]
-struct Temporary {
+pub(super) struct Temporary {
     /// The store's, to reach `path`.
     store: Option<(OwnedFd, String)>,
-    fd: OwnedFd,
+    pub(super) fd: OwnedFd,
 }
 
 impl Temporary {
-    fn path(&self) -> Option<&str> {
+    pub(super) fn path(&self) -> Option<&str> {
         self.store.as_ref().map(|(_, path)| path.as_str())
     }
 }
 
 impl Temporary {
+    /// It has another name now, which is not ours.
+    pub(super) fn renamed(&mut self) {
+        self.store = None;
+    }
+
     /// It stays; the next command finds it.
     fn leave(mut self) {
         self.store = None;
@@ -94,7 +101,7 @@ impl Store {
         Ok(fd)
     }
 
-    fn temporary_file(&self, suffix: &str) -> Result<Temporary> {
+    pub(super) fn temporary_file(&self, suffix: &str) -> Result<Temporary> {
         self.in_tmp(suffix, |path| {
             let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
             rustix::fs::openat(&self.fd, path, flags, Mode::from_raw_mode(0o600))
@@ -189,7 +196,7 @@ impl Store {
         for blob in told.blobs.iter().filter(|b| !reached.blobs.contains(b)) {
             remove(self.fd.as_fd(), &Self::blob_path(blob))?;
         }
-        let mounted = self.mounted_layers()?;
+        let mounted = self.kept_layers()?;
         let needed = |l: &&Digest| reached.layers.contains(*l) || mounted.contains(l);
         for layer in told.layers.iter().filter(|l| !needed(l)) {
             self.discard(&Self::layer_path(layer))?;
@@ -206,6 +213,7 @@ impl Store {
             layers: Vec::new(),
             holders: Vec::new(),
             images: Vec::new(),
+            held: Mutex::default(),
         })
     }
 }
@@ -216,9 +224,10 @@ pub struct Addition<'a> {
     store: &'a Store,
     _lease: Lease,
     blobs: Vec<Blob>,
-    layers: Vec<(Digest, Tree, Layer)>,
+    layers: Vec<(Digest, Place, Layer)>,
     holders: Vec<(Digest, Holder)>,
     images: Vec<(Option<Reference>, Descriptor)>,
+    held: Mutex<Vec<Tree>>,
 }
 
 /// A blob that is whole, but has no name yet.
@@ -247,9 +256,28 @@ impl Blob {
     }
 }
 
+/// Where the tree of a new layer lies.
+#[derive(Debug)]
+enum Place {
+    Tree(Tree),
+    /// Elsewhere in the store.
+    Kept(String),
+}
+
 /// A folder for a layer that is being unpacked.
 #[derive(Debug)]
 pub struct Tree(Temporary);
+
+impl Tree {
+    /// In the store.
+    pub(super) fn path(&self) -> Option<&str> {
+        self.0.path()
+    }
+
+    pub(super) fn renamed(&mut self) {
+        self.0.renamed();
+    }
+}
 
 impl AsFd for Tree {
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -290,6 +318,19 @@ impl Addition<'_> {
         Ok(Tree(temporary))
     }
 
+    /// Where a tree lies, for who needs a path.
+    pub fn place(&self, tree: &Tree) -> Result<PathBuf> {
+        let path = tree.path().context("the tree has another name now")?;
+        Ok(self.store.root.canonicalize()?.join(path))
+    }
+
+    /// A tree stays as long as this does.
+    pub fn hold(&self, tree: Tree) -> Result<OwnedFd> {
+        let fd = tree.as_fd().try_clone_to_owned()?;
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).push(tree);
+        Ok(fd)
+    }
+
     /// A blob is part of this.
     pub fn add(&mut self, blob: Blob) {
         self.blobs.push(blob);
@@ -317,7 +358,12 @@ impl Addition<'_> {
 
     /// A layer, unpacked in `tree`, is part of this.
     pub fn add_layer(&mut self, diff_id: Digest, tree: Tree, layer: Layer) {
-        self.layers.push((diff_id, tree, layer));
+        self.layers.push((diff_id, Place::Tree(tree), layer));
+    }
+
+    /// The same of a tree that is kept in the store until then.
+    pub(super) fn add_moving(&mut self, diff_id: Digest, path: String, layer: Layer) {
+        self.layers.push((diff_id, Place::Kept(path), layer));
     }
 
     /// A blob was seen to hold a layer.
@@ -401,15 +447,21 @@ impl Store {
         rustix::fs::syncfs(&self.fd).with_context(|| format!("sync {}", self.root.display()))
     }
 
-    fn name_tree(&self, diff_id: &Digest, tree: &mut Tree, layer: &Layer) -> Result<()> {
-        let Some(from) = tree.0.path() else { return Ok(()) };
+    fn name_tree(&self, diff_id: &Digest, place: &mut Place, layer: &Layer) -> Result<()> {
+        let from = match place {
+            Place::Tree(tree) => tree.path(),
+            Place::Kept(path) => Some(&path[..]),
+        };
+        let Some(from) = from else { return Ok(()) };
         let naming = || format!("name layer {diff_id}");
         self.make_layer_dir(diff_id)?;
         layer.write(self, diff_id)?;
         match rustix::fs::renameat(&self.fd, from, &self.fd, Self::tree_path(diff_id)) {
             Ok(()) => {
                 // Its old name is free, and another's from now on.
-                tree.0.store = None;
+                if let Place::Tree(tree) = place {
+                    tree.renamed();
+                }
                 Ok(())
             }
             // Somebody else was first: the two are the same.

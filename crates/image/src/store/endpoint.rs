@@ -106,8 +106,14 @@ impl Store {
 
     /// Unpack the layers of an image that are not yet, as many at a time as there are processors.
     pub fn unpack(&self, manifest: &Manifest, config: &Config) -> Result<()> {
+        let all: Vec<_> = config.rootfs.diff_ids.iter().zip(&manifest.layers).collect();
+        self.unpack_layers(&all)
+    }
+
+    /// The same of layers, by diff id and blob.
+    pub fn unpack_layers(&self, all: &[(&Digest, &Descriptor)]) -> Result<()> {
         let mut missing = Vec::new();
-        for (layer, diff_id) in manifest.layers.iter().zip(&config.rootfs.diff_ids) {
+        for (diff_id, layer) in all.iter().copied() {
             if self.layer(diff_id)?.is_none() && !missing.iter().any(|(_, known)| *known == diff_id) {
                 missing.push((layer, diff_id));
             }

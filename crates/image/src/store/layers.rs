@@ -78,6 +78,13 @@ impl Layer {
         })
     }
 
+    /// The same of a tree that was not made by unpacking: nothing in it is only implied but its root.
+    pub(super) fn of_tree(tree: BorrowedFd<'_>) -> Result<Layer> {
+        let (bytes, entries) = crate::layer::tree::tree_count(tree)?;
+        let fingerprint = Some(fingerprint(tree)?);
+        Ok(Layer { bytes, entries, implied: vec![String::new()], fingerprint })
+    }
+
     /// Folders that the layer says nothing of.
     pub fn implied(&self) -> Implied {
         self.implied.iter().filter_map(|p| decode(p)).collect()

@@ -94,7 +94,7 @@ impl Store {
         Ok(())
     }
 
-    fn make(&self, path: &str) -> Result<()> {
+    pub(super) fn make(&self, path: &str) -> Result<()> {
         match rustix::fs::mkdirat(&self.fd, path, Mode::from_raw_mode(0o700)) {
             Ok(()) | Err(Errno::EXIST) => Ok(()),
             Err(e) => Err(e).with_context(|| format!("make {}/{path}", self.root.display())),

@@ -97,6 +97,13 @@ impl Store {
         Ok(Some(unneeded))
     }
 
+    /// Layers that are needed although no image leads to them: by mounts, and by steps of builds.
+    pub(super) fn kept_layers(&self) -> Result<Vec<Digest>> {
+        let mut kept = self.mounted_layers()?;
+        kept.extend(self.steps()?.into_iter().filter_map(|kept| kept.step.layer));
+        Ok(kept)
+    }
+
     /// What [`Store::sweep`] would remove.
     pub fn unneeded(&self) -> Result<Freed> {
         let mut first = None;
@@ -106,7 +113,7 @@ impl Store {
         if let Some(e) = first {
             return Err(e);
         }
-        let mounted = self.mounted_layers()?;
+        let mounted = self.kept_layers()?;
         let mut freed = Freed::default();
         for (digest, size, _) in self.blobs()? {
             if !reached.blobs.contains(&digest) {

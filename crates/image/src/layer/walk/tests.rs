@@ -34,7 +34,7 @@ const KEEP: Options =
 
 fn packed(root: &OwnedFd, privilege: Privilege) -> Vec<u8> {
     let mut out = Vec::new();
-    archive(root.as_fd(), privilege, &mut out).unwrap();
+    archive(root.as_fd(), privilege, None, &mut out).unwrap();
     out
 }
 
@@ -203,16 +203,16 @@ fn what_no_layer_can_hold() {
     let Some(bed) = Bed::new() else { return };
     let tree = bed.root("tree");
     let _socket = std::os::unix::net::UnixListener::bind(bed.path("tree/socket")).unwrap();
-    let archived = archive(tree.as_fd(), Privilege::Root, io::sink()).unwrap();
+    let archived = archive(tree.as_fd(), Privilege::Root, None, io::sink()).unwrap();
     assert_eq!((archived.entries, archived.sockets), (0, vec![b"socket".to_vec()]));
     fs::create_dir(bed.path("tree/d")).unwrap();
     fs::write(bed.path("tree/d/.wh.x"), "").unwrap();
-    let error = archive(tree.as_fd(), Privilege::Root, io::sink()).unwrap_err();
+    let error = archive(tree.as_fd(), Privilege::Root, None, io::sink()).unwrap_err();
     assert!(format!("{error:#}").starts_with("d/.wh.x: a layer cannot hold this name"), "{error:#}");
     fs::remove_file(bed.path("tree/d/.wh.x")).unwrap();
     let empty = rustix::fs::XattrFlags::empty();
     rustix::fs::setxattr(bed.path("tree/d"), "trusted.overlay.redirect", b"/x", empty).unwrap();
-    let error = archive(tree.as_fd(), Privilege::Root, io::sink()).unwrap_err();
+    let error = archive(tree.as_fd(), Privilege::Root, None, io::sink()).unwrap_err();
     assert!(format!("{error:#}").contains("trusted.overlay.redirect"), "{error:#}");
 }
 

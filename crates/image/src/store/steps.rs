@@ -1,0 +1,240 @@
+//! What do the steps of a build leave for the next build? Each has a key, which says all that its result depends on, and a record
+//! with the layer that it made, in `steps`. The layer's tree lies beside the record until an image has the layer.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::SystemTime;
+
+use anyhow::{Context, Result};
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::addition::{self, Tree};
+use super::{Addition, Blob, Store};
+use crate::digest::{Algorithm, Digest};
+use crate::layer::tree::tree_size;
+use crate::layer::walk::archive;
+use crate::layer::whiteout::Privilege;
+
+pub(super) const STEPS: &str = "steps";
+const RECORD: &str = "step.json";
+const TREE: &str = "tree";
+const RECORD_MOST: u64 = 64 << 20;
+
+/// What a step came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// For people: the instruction.
+    pub title: String,
+    /// Nothing changed: there is no layer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub empty: bool,
+    /// The layer as an archive, by what later times in it became.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub archives: BTreeMap<String, Archive>,
+    /// The layer whose tree it is; None: it lies beside the record, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer: Option<Digest>,
+    /// Whatever the builder wants to know of it again.
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    pub note: serde_json::Value,
+    /// The machine has been up since, or else the tree need not have reached the disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    boot: Option<String>,
+}
+
+impl Step {
+    /// One that is to be kept.
+    pub fn of(title: &str) -> Step {
+        Step { title: title.to_owned(), ..Step::default() }
+    }
+}
+
+/// A layer's archive, uncompressed; it need not be in the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Archive {
+    pub diff_id: Digest,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// A step that is kept, for who looks at them all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    pub key: Digest,
+    pub step: Step,
+    /// Bytes of a tree that no image shares.
+    pub bytes: u64,
+    pub used: SystemTime,
+}
+
+impl Store {
+    fn step_path(key: &Digest) -> String {
+        format!("{STEPS}/{}", key.hex())
+    }
+
+    fn boot() -> Option<String> {
+        Some(std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?.trim().to_owned())
+    }
+
+    /// What is known of the step with that key. The caller holds a lease.
+    pub fn step(&self, key: &Digest) -> Result<Option<Step>> {
+        let bytes = self.read_small(&format!("{}/{RECORD}", Self::step_path(key)), RECORD_MOST)?;
+        let step: Option<Step> = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        Ok(step.filter(|step| step.boot.is_none() || step.boot == Self::boot()))
+    }
+
+    /// The tree of a step's layer, if it is there.
+    pub fn step_tree(&self, key: &Digest, step: &Step) -> Result<Option<OwnedFd>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let path = format!("{}/{TREE}", Self::step_path(key));
+        match rustix::fs::openat(&self.fd, &path, flags, Mode::empty()) {
+            Ok(fd) => return Ok(Some(fd)),
+            Err(Errno::NOENT) => {}
+            Err(e) => return Err(e).with_context(|| format!("open {}/{path}", self.root.display())),
+        }
+        match &step.layer {
+            Some(layer) => self.tree(layer),
+            None => Ok(None),
+        }
+    }
+
+    /// Keep a step and its tree, which is the folder `name` in `tree` (or all of it). What was there already stays.
+    pub fn keep_step(&self, key: &Digest, step: &Step, tree: Option<(Tree, &str)>) -> Result<()> {
+        let path = Self::step_path(key);
+        let keeping = || format!("keep {}/{path}", self.root.display());
+        self.make(STEPS)?;
+        self.make(&path)?;
+        if let Some((mut tree, name)) = tree
+            && let Some(from) = tree.path()
+        {
+            let from = if name.is_empty() { from.to_owned() } else { format!("{from}/{name}") };
+            match rustix::fs::renameat(&self.fd, &from, &self.fd, format!("{path}/{TREE}")) {
+                Ok(()) if name.is_empty() => tree.renamed(),
+                Ok(()) => {}
+                Err(Errno::EXIST | Errno::NOTEMPTY) => {}
+                Err(e) => return Err(e).with_context(keeping),
+            }
+        }
+        self.write_step(key, &Step { boot: Self::boot(), ..step.clone() })
+    }
+
+    fn write_step(&self, key: &Digest, step: &Step) -> Result<()> {
+        let path = format!("{}/{RECORD}", Self::step_path(key));
+        let bytes = serde_json::to_vec(step)?;
+        // Builds write at the same time, and hold no lock.
+        let mut new = self.temporary_file("")?;
+        let write = || -> std::io::Result<()> {
+            File::from(new.fd.try_clone()?).write_all(&bytes)?;
+            let from = new.path().unwrap_or_default();
+            Ok(rustix::fs::renameat(&self.fd, from, &self.fd, &path)?)
+        };
+        write().with_context(|| format!("write {}/{path}", self.root.display()))?;
+        new.renamed();
+        Ok(())
+    }
+
+    /// It has been used just now. Once an hour is enough to know.
+    pub fn touch_step(&self, key: &Digest) {
+        let path = format!("{}/{RECORD}", Self::step_path(key));
+        let Ok(stat) = rustix::fs::statat(&self.fd, &path, AtFlags::SYMLINK_NOFOLLOW) else { return };
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        if stat.st_mtime.unsigned_abs() + 3600 < now {
+            let time = rustix::fs::Timespec { tv_sec: now.cast_signed(), tv_nsec: 0 };
+            let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+            // It is only a hint for whoever tidies up.
+            rustix::fs::utimensat(&self.fd, &path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap_or_default();
+        }
+    }
+
+    /// All steps that are kept.
+    pub fn steps(&self) -> Result<Vec<Kept>> {
+        let dir = self.root.join(STEPS);
+        let reading = || format!("read {}", dir.display());
+        let entries = match std::fs::read_dir(&dir) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.with_context(reading)?,
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let name = entry.with_context(reading)?.file_name();
+            let text = format!("{}:{}", Algorithm::Sha256.name(), name.to_string_lossy());
+            let Ok(key) = text.parse::<Digest>() else { continue };
+            let path = format!("{}/{RECORD}", Self::step_path(&key));
+            let used = match rustix::fs::statat(&self.fd, &path, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => {
+                    SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(stat.st_mtime.unsigned_abs())
+                }
+                Err(_) => SystemTime::UNIX_EPOCH,
+            };
+            let step = self.step(&key)?.unwrap_or_default();
+            found.push(Kept { key, step, bytes: 0, used });
+        }
+        Ok(found)
+    }
+
+    /// The same, with the bytes that each takes.
+    pub fn steps_sized(&self) -> Result<Vec<Kept>> {
+        let mut all = self.steps()?;
+        for kept in &mut all {
+            let path = format!("{}/{TREE}", Self::step_path(&kept.key));
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            if let Ok(tree) = rustix::fs::openat(&self.fd, &path, flags, Mode::empty()) {
+                kept.bytes = tree_size(tree.as_fd())?;
+            }
+        }
+        Ok(all)
+    }
+
+    /// Forget a step, and its tree if no image has it. Nobody may be building (see [`Store::alone`]).
+    pub fn forget_step(&self, key: &Digest) -> Result<()> {
+        let path = Self::step_path(key);
+        addition::remove(self.fd.as_fd(), &format!("{path}/{RECORD}"))
+            .with_context(|| format!("remove {}/{path}", self.root.display()))?;
+        self.discard(&path)
+    }
+}
+
+impl Addition<'_> {
+    /// The archive of a tree, as a blob; see [`crate::layer::walk::archive`].
+    pub fn archive(&self, tree: BorrowedFd<'_>, latest: Option<i64>) -> Result<Blob> {
+        let mut writer = self.writer(Algorithm::Sha256)?;
+        let mut buffered = std::io::BufWriter::with_capacity(256 << 10, &mut writer);
+        archive(tree, Privilege::own(), latest, &mut buffered)?;
+        buffered.flush().context("write a layer")?;
+        drop(buffered);
+        Ok(writer.finish())
+    }
+
+    /// The layer of a step is part of this: its tree becomes the layer's, and the step remembers.
+    pub fn adopt(&mut self, key: &Digest, step: &Step, diff_id: &Digest) -> Result<()> {
+        let store = self.store();
+        let path = format!("{}/{TREE}", Store::step_path(key));
+        if !store.exists(&path)? || store.layer(diff_id)?.is_some() || self.brings_layer(diff_id) {
+            return Ok(());
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let tree = rustix::fs::openat(&store.fd, &path, flags, Mode::empty())
+            .with_context(|| format!("open {}/{path}", store.root.display()))?;
+        let layer = super::Layer::of_tree(tree.as_fd())?;
+        // Told before it is so: whoever looks for the tree looks at both places.
+        store.write_step(key, &Step { layer: Some(diff_id.clone()), ..step.clone() })?;
+        self.add_moving(diff_id.clone(), path, layer);
+        Ok(())
+    }
+
+    /// What was kept has reached the disk with this: the steps count after the next start of the machine, too.
+    pub fn settle(store: &Store, steps: &[Digest]) -> Result<()> {
+        for key in steps {
+            if let Some(step) = store.step(key)?
+                && step.boot.is_some()
+            {
+                store.write_step(key, &Step { boot: None, ..step })?;
+            }
+        }
+        Ok(())
+    }
+}

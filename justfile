@@ -32,10 +32,11 @@ e2e *FILTER:
     cargo build --quiet -p berth-runtime
     BERTH_RUNTIME={{debug}}/berth-runtime cargo nextest run -p tests --no-fail-fast {{FILTER}}
 
-# hold a runtime to the OCI runtime spec, case by case: `just conformance --runtime ours --runtime /usr/sbin/runc`; without --runtime: ours
+# hold a runtime to the OCI runtime spec, case by case: `just conformance --runtime ours --runtime /usr/sbin/runc`; without --runtime: ours;
+# `just conformance builder --builder ours --builder buildah`: builders, to the Dockerfile reference
 [positional-arguments]
 conformance *ARGS:
-    @cargo build --quiet -p berth-runtime -p conformance
+    @cargo build --quiet -p berth-runtime -p berth-builder -p conformance
     @tests/conformance.sh {{debug}} "$@"
 
 # drive docker, podman and ctr (Debian's packages) with ours and with runc, and print the matrix

@@ -157,6 +157,8 @@ pub struct Built {
     pub key: Digest,
     /// What the image says of itself; layers and times are missing.
     pub config: Config,
+    /// Arguments that stages inherit which begin with this one.
+    pub arguments: Vec<(String, String)>,
     /// The image that it began with.
     pub base: Option<(String, Descriptor)>,
 }

@@ -4,6 +4,7 @@
 //! process prints them. That way a runtime that refuses a hybrid cgroup host gets a mount namespace in which
 //! the v2 side is not there, and nobody else notices.
 
+mod builder;
 mod report;
 mod runtime;
 
@@ -27,6 +28,30 @@ struct Cli {
 enum Suite {
     /// Hold OCI runtimes to runtime-spec 1.3 and to runc's command line
     Runtime(Args),
+    /// Hold Dockerfile builders to the public reference
+    Builder(BuilderArgs),
+}
+
+#[derive(clap::Args)]
+struct BuilderArgs {
+    /// A builder to test: berth, buildah, podman, docker, as NAME or NAME=PROGRAM; may be given several times
+    #[arg(long, value_name = "NAME[=PROGRAM]", default_value = "berth")]
+    builder: Vec<String>,
+    /// Only cases whose name or rule contains this, or of this part
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
+    /// How to print the results
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+    /// Only list the cases
+    #[arg(long)]
+    list: bool,
+    /// How many cases run at once
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    jobs: usize,
+    /// Where stores and contexts are made [default: a new folder in /tmp]
+    #[arg(long, value_name = "FOLDER")]
+    work: Option<PathBuf>,
 }
 
 #[derive(clap::Args)]
@@ -68,14 +93,61 @@ enum Format {
 }
 
 fn main() -> ExitCode {
-    let Suite::Runtime(args) = Cli::parse().suite;
-    match runtime_suite(&args) {
+    let done = match Cli::parse().suite {
+        Suite::Runtime(args) => runtime_suite(&args),
+        Suite::Builder(args) => builder_suite(&args),
+    };
+    match done {
         Ok(code) => code,
         Err(error) => {
             eprintln!("conformance: {error:#}");
             ExitCode::from(2)
         }
     }
+}
+
+fn builder_suite(args: &BuilderArgs) -> Result<ExitCode> {
+    let cases = builder::cases(args.filter.as_deref())?;
+    let mut out = std::io::stdout().lock();
+    if args.list {
+        for case in &cases {
+            writeln!(out, "{:<44} {:<10} {}", case.name, case.part, case.rule)?;
+        }
+        writeln!(out, "{} cases", cases.len())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    drop(out);
+    let work = match &args.work {
+        Some(work) => work.clone(),
+        None => std::env::temp_dir().join(format!("conformance-builder-{}", std::process::id())),
+    };
+    let live = args.format == Format::Table && args.builder.len() == 1;
+    let mut columns = Vec::new();
+    for name in &args.builder {
+        let place = work.join(columns.len().to_string());
+        std::fs::create_dir_all(&place).with_context(|| format!("make {}", place.display()))?;
+        let adapter = builder::Adapter::parse(name, &place.join("store"))?;
+        let tell = |record: &Record| {
+            if live {
+                println!("{}", report::line(record));
+            }
+        };
+        let records = builder::run(&adapter, &cases, args.jobs, &place, &tell)?;
+        columns.push(Column { path: PathBuf::from(name), title: name.clone(), records });
+    }
+    std::fs::remove_dir_all(&work).with_context(|| format!("remove {}", work.display()))?;
+    let mut out = std::io::stdout().lock();
+    match args.format {
+        Format::Table if columns.len() == 1 => report::details(&mut out, &columns)?,
+        Format::Table => report::table(&mut out, &columns)?,
+        Format::Json => report::json(&mut out, &columns)?,
+        Format::Markdown => report::markdown(&mut out, &columns)?,
+    }
+    if args.format != Format::Json {
+        report::summary(&mut out, &columns)?;
+    }
+    let failed = columns.first().is_some_and(|c| c.counts().failed > 0);
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn runtime_suite(args: &Args) -> Result<ExitCode> {

@@ -117,6 +117,11 @@ impl<'a> Build<'a> {
         };
         let (mut state, triggers) =
             State::new(Some(&config), self.given, self.globals, self.file.directives.escape);
+        if let Origin::Stage(n) = &node.base
+            && let Some(built) = before.get(n)
+        {
+            state.inherit(&built.arguments);
+        }
         let no_cache = self.options.no_cache
             || self.options.no_cache_stages.contains(&name)
             || self.options.no_cache_stages.contains(&node.number.to_string());
@@ -179,6 +184,7 @@ impl<'a> Build<'a> {
             }
             other
         };
+        let arguments = state.inheritance();
         let config = Config {
             config: Some(state.execution),
             history: Some(running.history),
@@ -187,7 +193,7 @@ impl<'a> Build<'a> {
             created: None,
             ..config
         };
-        Ok(Built { layers: running.layers, key: running.key, config, base: base_name })
+        Ok(Built { layers: running.layers, key: running.key, config, arguments, base: base_name })
     }
 }
 

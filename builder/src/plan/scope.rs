@@ -181,6 +181,20 @@ impl Scope {
         found.map_err(|e| Problem::new(word.span.clone(), e))
     }
 
+    /// Arguments that have a value, for stages that begin with this one.
+    pub fn arguments(&self) -> Vec<(String, String)> {
+        let value = |name: &String| Some((name.clone(), self.visible.get(name)?.clone()));
+        self.arguments.iter().filter_map(value).collect()
+    }
+
+    /// Take over the arguments of the stage that this one begins with.
+    pub fn inherit(&mut self, arguments: &[(String, String)]) {
+        for (name, value) in arguments {
+            self.arguments.insert(name.clone());
+            self.visible.insert(name.clone(), value.clone());
+        }
+    }
+
     /// The value of a variable.
     pub fn get(&self, name: &str) -> Option<String> {
         self.visible.get(name).cloned()

@@ -128,6 +128,16 @@ impl<'a> State<'a> {
         (state, triggers)
     }
 
+    /// Dockerfile reference, "Scope" of ARG: a stage that begins with another has its arguments.
+    pub fn inherit(&mut self, arguments: &[(String, String)]) {
+        self.scope.inherit(arguments);
+    }
+
+    /// What stages that begin with this one inherit.
+    pub fn inheritance(&self) -> Vec<(String, String)> {
+        self.scope.arguments()
+    }
+
     fn update_environment(&mut self) {
         let all = self.scope.image_environment().iter().map(|(name, value)| format!("{name}={value}"));
         self.execution.env = Some(all.collect());

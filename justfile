@@ -5,7 +5,7 @@ debug := justfile_directory() / "target" / triple / "debug"
 release := justfile_directory() / "target" / triple / "release"
 dist := justfile_directory() / "target/dist"
 max_runtime_bytes := "3000000"
-max_builder_bytes := "9000000"
+max_builder_bytes := "12000000"
 # A release aborts on a panic and needs no tables for unwinding; the standard library's own stay in it.
 release_config := "--config 'target." + triple + ".rustflags=[\"-Cforce-unwind-tables=no\"]'"
 release_build := "cargo build --release -p berth-runtime " + release_config
@@ -54,8 +54,8 @@ bench *ARGS: dist
 # ours, buildah, skopeo, docker and the floor side by side: `just bench-images --tools floor,berth --scale 0.1`
 bench-images *ARGS: dist
     @mkdir -p target/bench-images
-    sed 's|BUILDER|{{dist}}/berth-builder|' tests/bench/builder/berth.json >target/bench-images/berth.json
-    tests/bench/builder/bench.py --work target/bench-images/work --tool-json target/bench-images/berth.json --scenarios pull,unpack,push,export {{ARGS}}
+    sed 's|BUILDER|{{dist}}/berth-builder|; s|RUNTIME=RUNTIME|RUNTIME={{dist}}/berth-runtime|' tests/bench/builder/berth.json >target/bench-images/berth.json
+    tests/bench/builder/bench.py --work target/bench-images/work --tool-json target/bench-images/berth.json {{ARGS}}
 
 # fetch today's crun, runc and other peers from Debian sid into /var/cache/berth-peers, for `just bench`
 peers:

@@ -18,6 +18,9 @@ pub struct Prune {
     /// Images with names too
     #[arg(long, short)]
     all: bool,
+    /// What builds keep for the next ones, and no images
+    #[arg(long, conflicts_with = "all")]
+    build_cache: bool,
     /// Ask nothing
     #[arg(long, short)]
     force: bool,
@@ -51,6 +54,9 @@ pub struct Check {
 pub fn prune(app: &App, args: Prune) -> Result<i32> {
     let store = app.store()?;
     let filters = args.filter.iter().map(|f| Filter::parse(&store, f)).collect::<Result<Vec<_>>>()?;
+    if args.build_cache {
+        return prune_build_cache(app, &store, &filters);
+    }
     let keep = match args.keep_storage.as_deref() {
         Some(text) => {
             Some(human::parse_size(text).with_context(|| format!("--keep-storage: {text:?} is no size"))?)
@@ -125,6 +131,34 @@ pub fn prune(app: &App, args: Prune) -> Result<i32> {
     Ok(0)
 }
 
+/// Remove what builds keep: steps that were not used since then, and what `--mount=type=cache` keeps.
+fn prune_build_cache(app: &App, store: &image::Store, filters: &[Filter]) -> Result<i32> {
+    let mut before = None;
+    for filter in filters {
+        match filter {
+            Filter::Before(time) => before = Some(*time),
+            _ => anyhow::bail!("prune --build-cache: until=TIME is the only filter"),
+        }
+    }
+    let goes = |used: std::time::SystemTime| {
+        let used = used.duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs().cast_signed());
+        before.is_none_or(|before| used < before)
+    };
+    let (count, bytes) = match store.prune_steps(Wait::No, &goes)? {
+        Some(done) => done,
+        None => {
+            writeln!(std::io::stderr(), "{}: waiting for other commands to end", super::PROGRAM)
+                .unwrap_or_default();
+            store.prune_steps(Wait::Yes, &goes)?.unwrap_or_default()
+        }
+    };
+    let freed = bytes + store.sweep(Wait::No)?.map_or(0, |swept| swept.bytes);
+    if !app.quiet {
+        print(&format!("{count} steps and caches removed\nTotal reclaimed space: {}\n", human::size(freed)))?;
+    }
+    Ok(0)
+}
+
 pub fn df(app: &App, args: Df) -> Result<i32> {
     let store = app.store()?;
     let format = Format::parse(args.format.as_deref())?;
@@ -187,6 +221,11 @@ pub fn df(app: &App, args: Df) -> Result<i32> {
             usage.unneeded.bytes - of_blobs,
         ),
     ];
+    let steps = store.steps_sized()?;
+    let of_steps: u64 = steps.iter().map(|s| s.bytes).sum();
+    let caches = store.caches_size()?;
+    let mut data = data.to_vec();
+    data.push(line("Build cache", steps.len() + caches.0, 0, of_steps + caches.1, of_steps + caches.1));
     let columns = [
         ("TYPE", "Type"),
         ("TOTAL", "TotalCount"),

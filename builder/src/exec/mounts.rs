@@ -39,9 +39,6 @@ pub(super) struct Given {
     pub held: Vec<OwnedFd>,
 }
 
-/// The folder of the store in which what `--mount=type=cache` keeps lies.
-const CACHES: &str = "caches";
-
 impl<'b> Running<'b, '_> {
     /// Look at what a command wants mounted.
     pub(super) fn mounts(&self, run: &Run) -> Result<Wanted<'b>> {
@@ -288,7 +285,8 @@ impl<'b> Running<'b, '_> {
         let opening = || format!("cache {id}");
         let of = from.and_then(From::key).map(Digest::hex).unwrap_or_default();
         let name = Digest::of(format!("{id}\0{of}").as_bytes());
-        let folder = build.store.root().canonicalize()?.join(CACHES);
+        let root = build.store.root().canonicalize()?;
+        let folder = root.join(build.store.caches_place().file_name().unwrap_or_default());
         DirBuilder::new().mode(0o700).recursive(true).create(&folder).with_context(opening)?;
         for n in 0..10_000 {
             let place = match n {

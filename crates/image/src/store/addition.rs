@@ -79,8 +79,11 @@ impl Store {
     fn in_tmp(&self, suffix: &str, make: impl Fn(&str) -> rustix::io::Result<OwnedFd>) -> Result<Temporary> {
         let making = || format!("make a temporary file in {}/{TMP}", self.root.display());
         let _shared = self.lock_tmp(FlockOperation::LockShared).with_context(making)?;
+        // A name that there never was: some file systems choose by it where on the disk a folder lies.
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let now = now.map_or(0, |d| d.as_nanos());
         for attempt in 0..10_000 {
-            let path = format!("{TMP}/{}-{attempt}{suffix}", std::process::id());
+            let path = format!("{TMP}/{}-{now:x}-{attempt}{suffix}", std::process::id());
             match make(&path) {
                 Ok(fd) => {
                     let temporary = Temporary { store: Some((self.fd.try_clone()?, path)), fd };

@@ -8,18 +8,20 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::SystemTime;
 
 use anyhow::{Context, Result};
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::addition::{self, Tree};
-use super::{Addition, Blob, Store};
+use super::{Addition, Blob, LOCK, Store, Wait};
 use crate::digest::{Algorithm, Digest};
 use crate::layer::tree::tree_size;
 use crate::layer::walk::archive;
 use crate::layer::whiteout::Privilege;
 
 pub(super) const STEPS: &str = "steps";
+/// What `RUN --mount=type=cache` keeps: a folder each, with `.lock` and `.id` beside.
+const CACHES: &str = "caches";
 const RECORD: &str = "step.json";
 const TREE: &str = "tree";
 const RECORD_MOST: u64 = 64 << 20;
@@ -189,12 +191,79 @@ impl Store {
         Ok(all)
     }
 
-    /// Forget a step, and its tree if no image has it. Nobody may be building (see [`Store::alone`]).
-    pub fn forget_step(&self, key: &Digest) -> Result<()> {
-        let path = Self::step_path(key);
-        addition::remove(self.fd.as_fd(), &format!("{path}/{RECORD}"))
-            .with_context(|| format!("remove {}/{path}", self.root.display()))?;
-        self.discard(&path)
+    /// Forget steps and caches that were last used at a time for which `goes` says so: how many these were, and bytes that no image
+    /// shares. `None` if others add or read, and `wait` says not to wait for them.
+    pub fn prune_steps(&self, wait: Wait, goes: &dyn Fn(SystemTime) -> bool) -> Result<Option<(usize, u64)>> {
+        let _alone = match wait {
+            Wait::Yes => self.lock_file(LOCK, FlockOperation::LockExclusive)?,
+            Wait::No => match self.try_lock_file(LOCK)? {
+                Some(lock) => lock,
+                None => return Ok(None),
+            },
+        };
+        let (mut count, mut bytes) = (0, 0);
+        for kept in self.steps_sized()?.iter().filter(|kept| goes(kept.used)) {
+            let path = Self::step_path(&kept.key);
+            addition::remove(self.fd.as_fd(), &format!("{path}/{RECORD}"))
+                .with_context(|| format!("remove {}/{path}", self.root.display()))?;
+            self.discard(&path)?;
+            (count, bytes) = (count + 1, bytes + kept.bytes);
+        }
+        for (name, used) in self.caches()? {
+            if !goes(used) {
+                continue;
+            }
+            let path = format!("{CACHES}/{name}");
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            if let Ok(tree) = rustix::fs::openat(&self.fd, &path, flags, Mode::empty()) {
+                bytes += tree_size(tree.as_fd())?;
+                count += 1;
+            }
+            self.discard(&path)?;
+            for more in ["lock", "id"] {
+                addition::remove(self.fd.as_fd(), &format!("{path}.{more}"))
+                    .with_context(|| format!("remove {}/{path}", self.root.display()))?;
+            }
+        }
+        Ok(Some((count, bytes)))
+    }
+
+    /// The folders of what `RUN --mount=type=cache` keeps, and when a command last had each.
+    fn caches(&self) -> Result<Vec<(String, SystemTime)>> {
+        let dir = self.root.join(CACHES);
+        let reading = || format!("read {}", dir.display());
+        let entries = match std::fs::read_dir(&dir) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.with_context(reading)?,
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let entry = entry.with_context(reading)?;
+            if entry.file_type().with_context(reading)?.is_dir() {
+                let used = entry.metadata().and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+                found.push((entry.file_name().to_string_lossy().into_owned(), used));
+            }
+        }
+        Ok(found)
+    }
+
+    /// How many there are, and their bytes.
+    pub fn caches_size(&self) -> Result<(usize, u64)> {
+        let all = self.caches()?;
+        let mut bytes = 0;
+        for (name, _) in &all {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            let tree = rustix::fs::openat(&self.fd, format!("{CACHES}/{name}"), flags, Mode::empty());
+            if let Ok(tree) = tree {
+                bytes += tree_size(tree.as_fd())?;
+            }
+        }
+        Ok((all.len(), bytes))
+    }
+
+    /// Where these folders are; it need not be there.
+    pub fn caches_place(&self) -> std::path::PathBuf {
+        self.root.join(CACHES)
     }
 }
 

@@ -135,7 +135,10 @@ fn builder_suite(args: &BuilderArgs) -> Result<ExitCode> {
         let records = builder::run(&adapter, &cases, args.jobs, &place, &tell)?;
         columns.push(Column { path: PathBuf::from(name), title: name.clone(), records });
     }
-    std::fs::remove_dir_all(&work).with_context(|| format!("remove {}", work.display()))?;
+    if let Err(e) = std::fs::remove_dir_all(&work) {
+        // An ordinary user's store has files of other ids.
+        eprintln!("conformance: {} stays: {e}", work.display());
+    }
     let mut out = std::io::stdout().lock();
     match args.format {
         Format::Table if columns.len() == 1 => report::details(&mut out, &columns)?,

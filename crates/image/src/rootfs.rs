@@ -134,9 +134,12 @@ pub fn overlay(layers: &[OwnedFd], upper: Option<&Upper<'_>>, privilege: Privile
         common.push(("upperdir", Some(upper.display().to_string())));
         common.push(("workdir", Some(work.display().to_string())));
         // What is written becomes a layer: it must not depend on what else lies here. What lasts is synced by us, once.
-        for off in ["redirect_dir", "metacopy", "index"] {
-            common.push((off, Some("off".to_owned())));
-        }
+        // In a user namespace they are off, and may not be spoken of.
+        let offs: &[&str] = match privilege {
+            Privilege::Root => &["redirect_dir", "metacopy", "index"],
+            Privilege::User => &["index"],
+        };
+        common.extend(offs.iter().map(|off| (*off, Some("off".to_owned()))));
         common.push(("volatile", None));
     } else if names.len() == 1 {
         // Without an upper the kernel wants two of them.

@@ -131,8 +131,10 @@ fn launch(
         joined,
         console,
         start,
-        groups_denied: host.euid != 0
-            && plan.idmap.as_ref().is_some_and(|m| idmaps::groups_denied(m, host.egid)),
+        groups_denied: match &plan.idmap {
+            Some(map) => host.euid != 0 && idmaps::groups_denied(map, host.egid),
+            None => host.rootless && idmaps::groups_denied_here(),
+        },
         staged,
         wait_for_cgroup: cgroup.needs_pid_first(),
     };

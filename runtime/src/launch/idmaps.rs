@@ -17,6 +17,11 @@ pub fn groups_denied(map: &IdMap, egid: u32) -> bool {
     alone(&map.gids, egid)
 }
 
+/// Whether the user namespace that we are in has given it up: user_namespaces(7), "/proc/pid/setgroups".
+pub fn groups_denied_here() -> bool {
+    std::fs::read("/proc/self/setgroups").is_ok_and(|text| text.starts_with(b"deny"))
+}
+
 /// Write the maps of process `pid`. As root directly; as another user directly where the kernel allows it (one's
 /// own id alone), else through newuidmap(1) and newgidmap(1).
 pub fn write(pid: i32, map: &IdMap, euid: u32, egid: u32) -> Result<()> {

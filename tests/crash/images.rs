@@ -33,10 +33,12 @@ pub enum Verb {
     UnpackCopy,
     Tag,
     Save,
+    /// With files and commands, and nothing kept of an earlier one.
+    Build,
 }
 
 impl Verb {
-    pub const ALL: [Verb; 8] = [
+    pub const ALL: [Verb; 9] = [
         Verb::Pull,
         Verb::Load,
         Verb::Rmi,
@@ -45,6 +47,7 @@ impl Verb {
         Verb::UnpackCopy,
         Verb::Tag,
         Verb::Save,
+        Verb::Build,
     ];
 
     pub fn name(self) -> &'static str {
@@ -57,6 +60,7 @@ impl Verb {
             Verb::UnpackCopy => "unpack-copy",
             Verb::Tag => "tag",
             Verb::Save => "save",
+            Verb::Build => "build",
         }
     }
 }
@@ -65,6 +69,9 @@ impl Verb {
 pub fn is_of_std(syscall: u64) -> bool {
     [302, 202, 7].contains(&syscall)
 }
+
+const DOCKERFILE: &str = "FROM base:1 AS one\nCOPY a /a\nRUN mkdir /made && cat /a > /made/a\nFROM base:1\nWORKDIR /work\n\
+    COPY --from=one /made /made\nCOPY d d\nRUN --mount=type=bind,target=/m cat /m/a > /f\nRUN rm /bin/mkdir\n";
 
 fn layer(salt: &str, n: usize) -> Vec<u8> {
     let mut entries = vec![(Header::new(Kind::Directory, format!("d{n}")), Vec::new())];
@@ -185,6 +192,17 @@ impl Scenario {
                 load("old", &[])?;
                 load("moved", &[])?;
             }
+            Verb::Build => {
+                let base = [harness::image::busybox_layer("sh cat mkdir rm")].to_vec();
+                let base = harness::image::make("base:1", base, &json!({"Cmd": ["/bin/sh"]}));
+                fs::write(scenario.path("base.tar"), base.archive)?;
+                load("base", &[])?;
+                for (name, content) in [("Dockerfile", DOCKERFILE), ("a", "a\n"), ("d/b", "b\n")] {
+                    let path = scenario.path("context").join(name);
+                    fs::create_dir_all(path.parent().context("a folder")?)?;
+                    fs::write(path, content)?;
+                }
+            }
             Verb::Pull | Verb::Load | Verb::Tag | Verb::Save => {}
         }
         fs::rename(scenario.path("store"), scenario.path("template"))?;
@@ -233,6 +251,11 @@ impl Scenario {
             Verb::Unpack | Verb::UnpackCopy => {
                 vec!["unpack".to_owned(), "new:1".to_owned(), text("out/bundle")]
             }
+            Verb::Build => ["build", "-q", "-t", "built:1"]
+                .map(str::to_owned)
+                .into_iter()
+                .chain([text("context")])
+                .collect(),
             Verb::Tag => ["tag", "keep:1", "other:1", "third/name:2"].map(str::to_owned).to_vec(),
             Verb::Save => {
                 vec!["save".to_owned(), "-o".to_owned(), text("out/saved.tar"), "keep:1".to_owned()]
@@ -274,6 +297,26 @@ impl Scenario {
         Ok(lines.join("\n").replace(&self.registry.0, "REGISTRY"))
     }
 
+    /// What builds leave outside of the store, and what tells of builds that go on.
+    fn left_by_builds(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        for entry in fs::read_dir(self.path("store/running")).into_iter().flatten().flatten() {
+            left.push(format!("left: {}", entry.path().display()));
+        }
+        for controller in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            for entry in fs::read_dir(controller.path()).into_iter().flatten().flatten() {
+                if entry.file_name().to_string_lossy().starts_with("berth-build-") {
+                    left.push(format!("left: {}", entry.path().display()));
+                }
+            }
+        }
+        let dir = self.dir.path().to_string_lossy().into_owned();
+        if fs::read_to_string("/proc/self/mountinfo").unwrap_or_default().contains(&dir) {
+            left.push(format!("left: mounts below {dir}"));
+        }
+        left
+    }
+
     /// What is wrong after the verb was disturbed; the next commands put it right.
     fn damages(&self, expected: &str) -> Vec<String> {
         let mut wrong = Vec::new();
@@ -297,6 +340,9 @@ impl Scenario {
         let there = matches!(self.verb, Verb::Unpack | Verb::UnpackCopy) && again.stderr.contains("empty");
         if again.code != Some(0) && !gone && !there {
             wrong.push(format!("the same again: exit code {:?}: {}", again.code, again.stderr.trim()));
+        }
+        if self.verb == Verb::Build {
+            wrong.extend(self.left_by_builds());
         }
         match self.effect() {
             Ok(effect) if effect == expected => {}

@@ -570,7 +570,7 @@ fn run(app: &App, store: &Store, args: &Build, watch: &Watch) -> Result<i32> {
         false => args.platform.iter().map(|p| p.parse()).collect::<Result<_>>()?,
     };
     let index = index::Index::open(&store.root().join("files.index"));
-    let _alive = sandbox::alive(store)?;
+    let _alive = sandbox::alive(store, args.cgroup_parent.as_deref())?;
     let mut made: Vec<(Platform, Committed)> = Vec::new();
     ensure!(
         platforms.len() < 2 || (args.context.as_deref() != Some("-") && args.file.as_deref() != Some("-")),

@@ -494,6 +494,11 @@ fn execute(settings: &Settings, room: &Path, name: &str, output: &mut dyn FnMut(
     match (status.code(), std::os::unix::process::ExitStatusExt::signal(&status)) {
         (Some(code), _) => Ok(code),
         (None, signal) => {
+            // What it was to tidy up, another does.
+            let mut delete = std::process::Command::new(&settings.runtime);
+            delete.arg("--root").arg(room.join("state")).args(["delete", "--force", name]).env_clear();
+            delete.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            delete.status().with_context(|| format!("start {}", settings.runtime.display()))?;
             ensure!(signal.is_some(), "{}: {status}", settings.runtime.display());
             bail!("{} was ended by signal {}", settings.runtime.display(), signal.unwrap_or_default())
         }
@@ -516,18 +521,21 @@ fn own() -> &'static str {
 #[derive(Debug)]
 pub struct Alive {
     path: PathBuf,
+    above: String,
     _lock: OwnedFd,
 }
 
 impl Drop for Alive {
     fn drop(&mut self) {
         // What stays is removed by the next build.
-        std::fs::remove_file(&self.path).unwrap_or_default();
+        if remove_cgroups(&self.above, own()) {
+            std::fs::remove_file(&self.path).unwrap_or_default();
+        }
     }
 }
 
 /// Tell others that this build goes on.
-pub fn alive(store: &Store) -> Result<Alive> {
+pub fn alive(store: &Store, above: Option<&str>) -> Result<Alive> {
     let folder = store.root().join(RUNNING);
     DirBuilder::new()
         .mode(0o700)
@@ -537,7 +545,7 @@ pub fn alive(store: &Store) -> Result<Alive> {
     let path = folder.join(own());
     let file = File::create(&path).with_context(|| format!("write {}", path.display()))?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).context("lock a file")?;
-    Ok(Alive { path, _lock: file.into() })
+    Ok(Alive { path, above: above.unwrap_or_default().to_owned(), _lock: file.into() })
 }
 
 /// Remove what builds left in the host's cgroups that were killed: their processes ended with them.
@@ -545,14 +553,16 @@ pub fn forget_killed(store: &Store, above: Option<&str>) {
     for entry in std::fs::read_dir(store.root().join(RUNNING)).into_iter().flatten().flatten() {
         let Ok(file) = File::open(entry.path()) else { continue };
         if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok() {
-            remove_cgroups(above.unwrap_or(""), &entry.file_name().to_string_lossy());
-            std::fs::remove_file(entry.path()).unwrap_or_default();
+            if remove_cgroups(above.unwrap_or(""), &entry.file_name().to_string_lossy()) {
+                std::fs::remove_file(entry.path()).unwrap_or_default();
+            }
         }
     }
 }
 
-/// Folders of that build, in each hierarchy; one with processes in it stays.
-fn remove_cgroups(above: &str, build: &str) {
+/// Remove the folders of that build, in each hierarchy; one with processes in it stays. Whether none is left.
+fn remove_cgroups(above: &str, build: &str) -> bool {
+    let mut gone = true;
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     for line in table.lines() {
         let fields: Vec<_> = line.split(' ').collect();
@@ -564,8 +574,9 @@ fn remove_cgroups(above: &str, build: &str) {
         for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
             let name = entry.file_name();
             if name.to_str().is_some_and(|n| n.starts_with(&format!("berth-build-{build}-"))) {
-                std::fs::remove_dir(entry.path()).unwrap_or_default();
+                gone &= std::fs::remove_dir(entry.path()).is_ok();
             }
         }
     }
+    gone
 }

@@ -13,9 +13,11 @@
 //! | [`real`] | where does a path lead in a tree that nobody trusts? |
 //! | [`index`] | what does a file hold, without reading it again? |
 //! | [`mode`] | what do `--chmod` and `--chown` say? |
+//! | [`cache`] | how do builds on several machines share what they made? |
 //! | [`commit`] | how do steps become an image? |
 
 pub mod add;
+pub mod cache;
 pub mod commit;
 pub mod copy;
 pub mod index;
@@ -66,6 +68,13 @@ pub trait Bases: Sync {
     fn image(&self, name: &str, platform: Option<&str>) -> Result<Base>;
     /// What an `ADD` of this address brings; where it lies until the build ends.
     fn download(&self, address: &str, checksum: Option<&str>) -> Result<add::Download>;
+    /// Read a blob of the cache with that number.
+    fn cached(
+        &self,
+        source: usize,
+        blob: &Descriptor,
+        take: &mut dyn FnMut(&mut (dyn std::io::Read + Send)) -> Result<()>,
+    ) -> Result<()>;
     /// A checkout of a repository.
     fn checkout(&self, address: &str, keep_git_dir: bool, into: &std::path::Path) -> Result<()>;
 }
@@ -106,6 +115,8 @@ pub struct Options {
     /// The result is wanted as files.
     pub files: bool,
     pub platform: Option<String>,
+    /// What is only known of a step, without its content, is not enough.
+    pub whole: bool,
     /// Where logs of commands are kept.
     pub log: Option<PathBuf>,
 }
@@ -124,6 +135,7 @@ pub struct Build<'a> {
     pub options: &'a Options,
     pub sandbox: &'a sandbox::Settings,
     pub index: &'a index::Index,
+    pub remote: &'a cache::Remote,
     pub tell: &'a (dyn Fn(Event<'_>) + Sync),
     pub shared: Shared,
 }
@@ -136,6 +148,8 @@ pub struct Shared {
     /// Bases that were unpacked.
     unpacked: Mutex<BTreeSet<Digest>>,
     images: Mutex<BTreeMap<(String, Option<String>), Base>>,
+    /// Keys that this build has looked for or made.
+    pub used: Mutex<Vec<Digest>>,
     /// Steps that this build kept, for [`Addition::settle`].
     pub kept: Mutex<Vec<Digest>>,
     running: (Mutex<usize>, Condvar),
@@ -323,16 +337,20 @@ impl Build<'_> {
         if let Some(tree) = self.store.step_tree(key, &step)? {
             return Ok(tree);
         }
-        let blobs = lock(&self.shared.blobs);
-        let file = match blobs.get(key) {
-            Some(blob) => blob.file()?,
-            None => {
-                let digest = step.archives.values().map(|a| &a.diff_id);
-                let here = digest.into_iter().find(|d| self.store.has(d).unwrap_or(false));
-                self.store.blob(here.context("a step's layer has gone meanwhile")?)?
-            }
+        let made = lock(&self.shared.blobs).get(key).map(Blob::file).transpose()?;
+        let file = match made {
+            Some(file) => file,
+            None => match step.archives.values().find(|a| self.store.has(&a.diff_id).unwrap_or(false)) {
+                Some(archive) => self.store.blob(&archive.diff_id)?,
+                None => {
+                    let blob = self.remote.fetch(key, self.bases, self.addition)?;
+                    let blob = blob.ok_or_else(|| cache::Absent(step.title.clone()))?;
+                    let file = blob.file()?;
+                    lock(&self.shared.blobs).insert(key.clone(), blob);
+                    file
+                }
+            },
         };
-        drop(blobs);
         let tree = self.addition.tree()?;
         let from = std::io::BufReader::with_capacity(256 << 10, file);
         image::layer::apply::apply(from, std::os::fd::AsFd::as_fd(&tree), self.store.tree_options()?)

@@ -21,6 +21,7 @@ use super::{App, Registry, print, pull};
 use crate::context::{self, Contexts};
 use crate::dockerfile::parse;
 use crate::dockerfile::source::Source;
+use crate::exec::cache::{self, Remote, Said, Spec};
 use crate::exec::commit::{self, Committed, Failed, Wish};
 use crate::exec::{self, Base, Bases, Build as Run, Shared, index, sandbox};
 use crate::format::human;
@@ -126,6 +127,12 @@ pub struct Build {
     /// Another source of files, or of an image: NAME=FOLDER, NAME=docker-image://IMAGE, NAME=oci-layout://FOLDER
     #[arg(long, value_name = "NAME=SOURCE")]
     build_context: Vec<String>,
+    /// Take steps from other builds: type=registry,ref=NAME, type=local,src=FOLDER, or an image's name
+    #[arg(long, value_name = "CACHE")]
+    cache_from: Vec<String>,
+    /// Give steps to other builds: type=registry,ref=NAME, type=local,dest=FOLDER, type=inline[,mode=min|max]
+    #[arg(long, value_name = "CACHE")]
+    cache_to: Vec<String>,
     /// Ids that a container may have: auto, root, rootless
     #[arg(long, value_name = "RUNG")]
     isolation: Option<String>,
@@ -187,6 +194,7 @@ struct Sources<'a> {
     registry: &'a Registry,
     pull: Pull,
     platform: Option<String>,
+    caches: Vec<super::transfer::Opened<'a>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -255,6 +263,19 @@ impl Bases for Sources<'_> {
             .modified
             .and_then(|m| jiff::fmt::rfc2822::parse(&m).ok().map(|t| t.timestamp().as_second()));
         Ok(exec::add::Download { name, digest, file: Some(file), folder: None, modified })
+    }
+
+    fn cached(
+        &self,
+        source: usize,
+        blob: &Descriptor,
+        take: &mut dyn FnMut(&mut (dyn Read + Send)) -> Result<()>,
+    ) -> Result<()> {
+        let cache = self.caches.get(source).context("there is no such cache")?;
+        cache.with(|source| {
+            let mut from = source.blob(blob)?;
+            take(&mut *from)
+        })
     }
 
     fn checkout(&self, address: &str, keep_git_dir: bool, into: &Path) -> Result<()> {
@@ -526,7 +547,108 @@ fn log_place(store: &Store) -> Option<PathBuf> {
     Some(folder.join(format!("{}.log", now.strftime("%Y%m%d-%H%M%S-%9f"))))
 }
 
+/// Open the caches that the build is given. One that cannot be read costs time, and nothing else.
+fn caches<'a>(
+    app: &App,
+    store: &'a Store,
+    args: &Build,
+    watch: &Watch,
+    sources: &mut Sources<'a>,
+) -> Result<Remote> {
+    let mut remote = Remote::default();
+    let settings = args.registry.settings(&app.environment)?;
+    for text in &args.cache_from {
+        let said = Said::parse("--cache-from", text)?;
+        let Spec::Place(place) = &said.spec else {
+            bail!("--cache-from {text}: the image's name, as type=registry,ref=NAME")
+        };
+        let place: Place = place.parse().with_context(|| format!("--cache-from {text}"))?;
+        let mut read = || -> Result<super::transfer::Opened<'a>> {
+            let opened = super::transfer::open(&place, &settings, store)?;
+            opened.with(|source| {
+                let (root, bytes) = source.root()?;
+                let manifest = match Document::parse(&root.media_type, &bytes)? {
+                    Document::Manifest(manifest) => manifest,
+                    Document::Index(index) => {
+                        let chosen = super::transfer::Wanted::new(None)?.choose(&index)?;
+                        match Document::parse(&chosen.media_type, &source.document(&chosen)?)? {
+                            Document::Manifest(manifest) => manifest,
+                            Document::Index(_) => bail!("an index in an index"),
+                        }
+                    }
+                };
+                ensure!(manifest.config.size <= cache::RECORDS_MOST, "its records are too many");
+                let mut bytes = Vec::new();
+                source.blob(&manifest.config)?.read_to_end(&mut bytes)?;
+                let digest = manifest.config.digest.algorithm().digest(&bytes);
+                ensure!(digest == manifest.config.digest, "its records are other ones than it says");
+                let count = remote.add(sources.caches.len(), &manifest, &bytes)?;
+                watch.say(&format!("cache {text}: {count} steps"));
+                Ok(())
+            })?;
+            Ok(opened)
+        };
+        match read() {
+            Ok(opened) => sources.caches.push(opened),
+            Err(e) => watch.say(&format!("warning: cache {text}: {}", report::line(&e))),
+        }
+    }
+    Ok(remote)
+}
+
+/// Send what was made to where others find it.
+#[allow(clippy::too_many_arguments, reason = "each is a different thing, once")]
+fn give_caches(
+    app: &App,
+    store: &Store,
+    args: &Build,
+    all: &[Said],
+    shared: &Shared,
+    done: &Committed,
+    wish: &Wish,
+    watch: &Watch,
+) -> Result<()> {
+    let settings = args.registry.settings(&app.environment)?;
+    for said in all {
+        let Spec::Place(text) = &said.spec else { continue };
+        let place: Place = text.parse().with_context(|| format!("--cache-to {text}"))?;
+        let give = || -> Result<()> {
+            let label = wish.latest.map_or_else(|| "kept".to_owned(), |n| n.to_string());
+            let how = said.compression.unwrap_or(image::layer::compress::Compression::GZIP);
+            let target = cache::export(store, shared, &done.diff_ids, said.mode, how, &label)?;
+            let image = image::store::Image { reference: None, target: target.clone() };
+            let listener = |_: image::transfer::Event| {};
+            let options = image::transfer::Options {
+                choice: image::transfer::Choice::All,
+                conversion: image::transfer::Conversion::default(),
+                jobs: super::transfer::JOBS,
+                listener: &listener,
+            };
+            let sent = super::transfer::send(&place, &settings, store, &store.reading(&image)?, &options);
+            store.forget(&target.digest)?;
+            sent.map(drop)
+        };
+        match give().with_context(|| format!("--cache-to {text}")) {
+            Ok(()) => watch.say(&format!("cache sent to {text}")),
+            Err(e) if said.ignore_error => watch.say(&format!("warning: {}", report::line(&e))),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
 fn run(app: &App, store: &Store, args: &Build, watch: &Watch) -> Result<i32> {
+    match once(app, store, args, watch, false) {
+        // A cache knew of a step, but does not have what it made.
+        Err(e) if e.downcast_ref::<cache::Absent>().is_some() => {
+            watch.say(&format!("{}: it is made again", report::line(&e)));
+            once(app, store, args, watch, true)
+        }
+        done => done,
+    }
+}
+
+fn once(app: &App, store: &Store, args: &Build, watch: &Watch, whole: bool) -> Result<i32> {
     let arguments = args.arguments()?;
     let (latest, epoch) = args.times()?;
     let outputs = output::parse(&args.output, args.push)?;
@@ -563,6 +685,7 @@ fn run(app: &App, store: &Store, args: &Build, watch: &Watch) -> Result<i32> {
             "--allow {right}: security.insecure or network.host"
         );
     }
+    let cache_to = args.cache_to.iter().map(|t| Said::parse("--cache-to", t)).collect::<Result<Vec<_>>>()?;
     let settings = args.sandbox(app)?;
     sandbox::forget_killed(store, args.cgroup_parent.as_deref());
     let platforms: Vec<Platform> = match args.platform.is_empty() {
@@ -581,7 +704,16 @@ fn run(app: &App, store: &Store, args: &Build, watch: &Watch) -> Result<i32> {
     for target in &platforms {
         let addition = store.begin()?;
         let text = (!args.platform.is_empty()).then(|| target.to_string());
-        let sources = Sources { app, store, registry: &args.registry, pull, platform: text.clone() };
+        let mut sources = Sources {
+            app,
+            store,
+            registry: &args.registry,
+            pull,
+            platform: text.clone(),
+            caches: Vec::new(),
+        };
+        let remote = caches(app, store, args, watch, &mut sources)?;
+        let sources = sources;
         let said = context::Said {
             context: args.context.as_deref(),
             file: args.file.as_deref(),
@@ -630,6 +762,7 @@ fn run(app: &App, store: &Store, args: &Build, watch: &Watch) -> Result<i32> {
             jobs: args.jobs.filter(|j| *j > 0).unwrap_or_else(|| image::workers::processors().get().max(4)),
             secrets: args.secrets()?,
             ssh: args.agents()?,
+            whole,
             insecure: args.allow.iter().any(|a| a == "security.insecure"),
             files: outputs.iter().any(Output::is_files),
             platform: text,
@@ -649,6 +782,7 @@ fn run(app: &App, store: &Store, args: &Build, watch: &Watch) -> Result<i32> {
             options: &options,
             sandbox: &settings,
             index: &index,
+            remote: &remote,
             tell: &tell,
             shared: Shared::default(),
         };
@@ -680,11 +814,14 @@ fn run(app: &App, store: &Store, args: &Build, watch: &Watch) -> Result<i32> {
             latest,
             created: latest,
             omit_history: args.omit_history,
+            inline_cache: cache_to.iter().any(|c| c.spec == Spec::Inline),
         };
         // What is only looked at while it is built must not be in the way.
-        let done = commit::commit(store, store.begin()?, &shared, &built, &wish)?;
+        let fetch = |key: &Digest| remote.fetch(key, &sources, &addition);
+        let done = commit::commit(store, store.begin()?, &shared, &built, &wish, &fetch)?;
         Addition::settle(store, &exec::lock(&shared.kept))?;
         drop(addition);
+        give_caches(app, store, args, &cache_to, &shared, &done, &wish, watch)?;
         made.push((target.clone(), done));
     }
     if made.is_empty() {

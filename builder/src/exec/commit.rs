@@ -52,6 +52,8 @@ pub struct Wish {
     pub created: Option<i64>,
     /// Leave out what the image says of how it was made.
     pub omit_history: bool,
+    /// Say in the config which steps the layers came of, for other builds.
+    pub inline_cache: bool,
 }
 
 /// The image that came of it.
@@ -59,7 +61,11 @@ pub struct Wish {
 pub struct Committed {
     pub manifest: Descriptor,
     pub config: Digest,
+    pub diff_ids: Vec<Digest>,
 }
+
+/// Gets the layer of a step from a cache.
+pub type Fetch<'f> = dyn Fn(&Digest) -> Result<Option<image::store::Blob>> + Sync + 'f;
 
 /// RFC 3339.
 pub fn time(seconds: i64) -> String {
@@ -73,8 +79,9 @@ pub fn commit(
     shared: &Shared,
     built: &Built,
     wish: &Wish,
+    fetch: &Fetch<'_>,
 ) -> Result<Committed> {
-    let (config, manifest) = prepare(store, &mut addition, shared, built, wish)?;
+    let (config, manifest) = prepare(store, &mut addition, shared, built, wish, fetch)?;
     let config_bytes = serde_json::to_vec(&config)?;
     let mut manifest = manifest;
     manifest.config = Descriptor::of(wish.family.config(OCI_CONFIG), &config_bytes);
@@ -95,9 +102,10 @@ pub fn commit(
     for name in &wish.names {
         addition.name(Some(name.clone()), target.clone());
     }
+    let diff_ids = config.rootfs.diff_ids.clone();
     let config = manifest.config.digest.clone();
     addition.commit().context("commit the image")?;
-    Ok(Committed { manifest: target, config })
+    Ok(Committed { manifest: target, config, diff_ids })
 }
 
 /// A layer of the image to be.
@@ -112,6 +120,7 @@ fn prepare(
     shared: &Shared,
     built: &Built,
     wish: &Wish,
+    fetch: &Fetch<'_>,
 ) -> Result<(Config, Manifest)> {
     let label = wish.latest.map_or_else(|| "kept".to_owned(), |n| n.to_string());
     // Archives of those that have none are made side by side.
@@ -137,6 +146,10 @@ fn prepare(
                         (Archive { diff_id: blob.digest().clone(), size: blob.size() }, Some(blob))
                     }
                     (None, Some(known)) if store.has(&known.diff_id)? => (known, None),
+                    (None, _) if store.step_tree(key, &step)?.is_none() => {
+                        let blob = fetch(key)?.ok_or_else(|| super::cache::Absent(step.title.clone()))?;
+                        (Archive { diff_id: blob.digest().clone(), size: blob.size() }, Some(blob))
+                    }
                     (None, _) => {
                         let tree = store.step_tree(key, &step)?.context(gone)?;
                         let blob = shared_addition
@@ -205,6 +218,10 @@ fn prepare(
     config.created = Some(created);
     config.rootfs =
         RootFs { kind: "layers".to_owned(), diff_ids: parts.iter().map(|p| p.diff_id.clone()).collect() };
+    if wish.inline_cache {
+        let ids = config.rootfs.diff_ids.clone();
+        super::cache::inline(store, shared, &ids, &mut config)?;
+    }
     let manifest = Manifest {
         schema_version: 2,
         media_type: Some(wish.family.manifest().to_owned()),

@@ -552,10 +552,10 @@ pub fn alive(store: &Store, above: Option<&str>) -> Result<Alive> {
 pub fn forget_killed(store: &Store, above: Option<&str>) {
     for entry in std::fs::read_dir(store.root().join(RUNNING)).into_iter().flatten().flatten() {
         let Ok(file) = File::open(entry.path()) else { continue };
-        if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok() {
-            if remove_cgroups(above.unwrap_or(""), &entry.file_name().to_string_lossy()) {
-                std::fs::remove_file(entry.path()).unwrap_or_default();
-            }
+        if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok()
+            && remove_cgroups(above.unwrap_or(""), &entry.file_name().to_string_lossy())
+        {
+            std::fs::remove_file(entry.path()).unwrap_or_default();
         }
     }
 }

@@ -257,20 +257,27 @@ impl<'b, 'a> Running<'b, 'a> {
     /// What an earlier build kept under a key, if it can be used.
     pub(super) fn kept(&self, key: &Digest) -> Result<Option<Step>> {
         if self.no_cache {
+            lock(&self.build.shared.used).push(key.clone());
             return Ok(None);
         }
-        let store = self.build.store;
-        let Some(step) = store.step(key)? else { return Ok(None) };
-        let archive = step.archives.get(&self.label());
-        let here = step.empty
-            || store.step_tree(key, &step)?.is_some()
-            || lock(&self.build.shared.blobs).contains_key(key)
-            || archive.is_some_and(|a| store.has(&a.diff_id).unwrap_or(false));
-        if !here {
-            return Ok(None);
+        let build = self.build;
+        let store = build.store;
+        lock(&build.shared.used).push(key.clone());
+        if let Some(step) = store.step(key)? {
+            let archive = step.archives.get(&self.label());
+            let here = step.empty
+                || store.step_tree(key, &step)?.is_some()
+                || lock(&build.shared.blobs).contains_key(key)
+                || archive.is_some_and(|a| store.has(&a.diff_id).unwrap_or(false));
+            if here {
+                store.touch_step(key);
+                return Ok(Some(step));
+            }
         }
-        store.touch_step(key);
-        Ok(Some(step))
+        let Some(step) = build.remote.step(key, &self.label(), build.options.whole) else { return Ok(None) };
+        store.keep_step(key, step, None)?;
+        lock(&build.shared.kept).push(key.clone());
+        Ok(Some(step.clone()))
     }
 
     /// The effect of a step that an earlier build has made.

@@ -65,9 +65,9 @@ impl Verb {
     }
 }
 
-/// prlimit64 (of the own limits), futex, poll: Rust's standard library and its threads rely on them.
+/// prlimit64 (of the own limits), futex, poll, rseq: Rust's standard library and its threads rely on them.
 pub fn is_of_std(syscall: u64) -> bool {
-    [302, 202, 7].contains(&syscall)
+    [302, 202, 7, 334].contains(&syscall)
 }
 
 const DOCKERFILE: &str = "FROM base:1 AS one\nCOPY a /a\nRUN mkdir /made && cat /a > /made/a\nFROM base:1\nWORKDIR /work\n\

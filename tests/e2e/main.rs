@@ -1,5 +1,6 @@
 //! Does the runtime keep its promises, seen from outside? One module a subject.
 
+mod builds;
 mod cgroups;
 mod checkpoint;
 mod concurrency;

@@ -141,13 +141,17 @@ pub enum Mode {
 }
 
 /// Records of what a build used and made: all that it needs to know again.
-fn records(store: &Store, shared: &Shared) -> Result<Vec<Record>> {
+fn records(store: &Store, shared: &Shared, label: &str) -> Result<Vec<Record>> {
     let mut found = Vec::new();
     let mut used = lock(&shared.used).clone();
     used.sort();
     used.dedup();
     for key in used {
-        let Some(step) = store.step(&key)? else { continue };
+        let Some(mut step) = store.step(&key)? else { continue };
+        // Others can go on from it without its archive, whatever that would be.
+        if !step.empty && !step.archives.contains_key(label) {
+            step.archives.insert(label.to_owned(), Archive { diff_id: key.clone(), size: 0 });
+        }
         found.push(Record {
             key,
             title: step.title,
@@ -161,8 +165,14 @@ fn records(store: &Store, shared: &Shared) -> Result<Vec<Record>> {
 }
 
 /// What an image's config says of its steps.
-pub fn inline(store: &Store, shared: &Shared, diff_ids: &[Digest], config: &mut Config) -> Result<()> {
-    let mut steps = records(store, shared)?;
+pub fn inline(
+    store: &Store,
+    shared: &Shared,
+    diff_ids: &[Digest],
+    label: &str,
+    config: &mut Config,
+) -> Result<()> {
+    let mut steps = records(store, shared, label)?;
     for step in &mut steps {
         step.layer = diff_ids.iter().position(|d| step.archives.values().any(|a| a.diff_id == *d));
     }
@@ -181,21 +191,16 @@ pub fn export(
     label: &str,
 ) -> Result<Descriptor> {
     let mut addition = store.begin()?;
-    let mut steps = records(store, shared)?;
+    let mut steps = records(store, shared, label)?;
     let mut layers: Vec<Descriptor> = Vec::new();
     for record in &mut steps {
         if record.empty {
             continue;
         }
         let step = store.step(&record.key)?.context("a step has gone meanwhile")?;
-        let mut known = record.archives.get(label).cloned();
+        let mut known = step.archives.get(label).cloned();
         let wanted = mode == Mode::Max || known.as_ref().is_some_and(|a| image.contains(&a.diff_id));
         if !wanted {
-            // Its archive need not be known for others to go on from it.
-            if known.is_none() {
-                let nobody = Archive { diff_id: record.key.clone(), size: 0 };
-                record.archives.insert(label.to_owned(), nobody);
-            }
             continue;
         }
         let mut plain = None;

@@ -220,7 +220,7 @@ fn prepare(
         RootFs { kind: "layers".to_owned(), diff_ids: parts.iter().map(|p| p.diff_id.clone()).collect() };
     if wish.inline_cache {
         let ids = config.rootfs.diff_ids.clone();
-        super::cache::inline(store, shared, &ids, &mut config)?;
+        super::cache::inline(store, shared, &ids, &label, &mut config)?;
     }
     let manifest = Manifest {
         schema_version: 2,

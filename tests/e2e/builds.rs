@@ -1,0 +1,239 @@
+//! Builds as their users see them: the same digest again and elsewhere, caches between machines, secrets that stay secret, errors that
+//! show the line.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use harness::image::busybox_layer;
+use harness::{Bed, Output, finish, json};
+
+/// The builder on one of the bed's stores.
+fn on(bed: &Bed, store: &str, args: &[&str]) -> Output {
+    let mut command = Command::new(harness::runtime::builder());
+    command.args(args).current_dir(bed.path("")).env_clear();
+    command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command.env("BERTH_ROOT", bed.path(store)).env("HOME", bed.path("home")).env("TMPDIR", bed.path("tmp"));
+    command.env("BERTH_RUNTIME", harness::runtime::path()).env(harness::leaks::MARK, &bed.unique);
+    finish(&mut command)
+}
+
+/// A bed with an image `base` in these stores.
+fn bed(stores: &[&str]) -> Bed {
+    let bed = Bed::new();
+    let layer = busybox_layer("cat cp date echo grep ln ls mkdir rm sh sleep touch");
+    let made = harness::image::make("base", vec![layer], &json!({"Env": ["PATH=/bin"]}));
+    write(&bed, "base.tar", &made.archive);
+    for store in stores {
+        on(&bed, store, &["load", "-i", "base.tar"]).success();
+    }
+    bed
+}
+
+fn write(bed: &Bed, path: &str, content: impl AsRef<[u8]>) {
+    let path = bed.path(path);
+    fs::create_dir_all(path.parent().expect("a folder")).expect("make a folder");
+    fs::write(path, content).expect("write a file");
+}
+
+fn digest(bed: &Bed, store: &str, name: &str) -> String {
+    on(bed, store, &["inspect", "--format", "{{.Digest}}", name]).success().stdout
+}
+
+const PROGRAM: &str = "FROM base AS make\nCOPY src /src\nRUN mkdir /out && cp /src/a /out/ && date > /dev/null\n\
+    FROM base\nWORKDIR /app\nCOPY --from=make /out .\nCOPY --chown=5:6 src/b .\nRUN echo made > made\nCMD [\"cat\", \"a\"]\n";
+
+#[test]
+fn the_same_inputs_make_the_same_image() {
+    let bed = bed(&["one", "two"]);
+    for folder in ["here", "elsewhere/deep"] {
+        write(&bed, &format!("{folder}/Dockerfile"), PROGRAM);
+        write(&bed, &format!("{folder}/src/a"), "a\n");
+        write(&bed, &format!("{folder}/src/b"), "b\n");
+    }
+    on(&bed, "one", &["build", "-t", "app", "here"]).success();
+    let first = digest(&bed, "one", "app");
+    // Another store, another folder, other times, and nothing kept.
+    let old = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+    for file in ["a", "b"] {
+        let file = fs::File::open(bed.path("elsewhere/deep/src").join(file)).expect("open");
+        file.set_modified(old).expect("set a time");
+    }
+    on(&bed, "two", &["build", "-t", "app", "elsewhere/deep"]).success();
+    assert_eq!(digest(&bed, "two", "app"), first);
+    on(&bed, "two", &["build", "--no-cache", "-t", "again", "elsewhere/deep"]).success();
+    assert_eq!(digest(&bed, "two", "again"), first);
+    // All that the image says of times is the epoch, or what it was told.
+    on(&bed, "two", &["build", "--timestamp", "86400", "-t", "dated", "here"]).success();
+    let created = on(&bed, "two", &["inspect", "--format", "{{.Created}}", "dated"]).success().stdout;
+    assert_eq!(created.trim(), "1970-01-02T00:00:00Z");
+    assert_ne!(digest(&bed, "two", "dated"), first);
+    on(&bed, "two", &["check"]).success();
+}
+
+#[test]
+fn a_second_build_runs_nothing_and_a_changed_file_only_what_depends_on_it() {
+    let bed = bed(&["store"]);
+    write(&bed, "c/Dockerfile", "FROM base\nRUN echo first\nCOPY a /a\nRUN cat /a\nCOPY b /b\n");
+    write(&bed, "c/a", "1");
+    write(&bed, "c/b", "1");
+    let steps = |args: &[&str]| {
+        let out = on(&bed, "store", &[&["build", "--progress", "plain", "-t", "app", "c"], args].concat());
+        let out = out.success().stderr;
+        let cached = out.lines().filter(|l| l.ends_with("CACHED")).count();
+        let done = out.lines().filter(|l| l.contains(" DONE ")).count();
+        (cached, done)
+    };
+    assert_eq!(steps(&[]), (0, 4));
+    assert_eq!(steps(&[]), (4, 0));
+    // Its time alone is no change.
+    fs::File::open(bed.path("c/a"))
+        .and_then(|f| f.set_modified(std::time::SystemTime::UNIX_EPOCH))
+        .expect("touch");
+    assert_eq!(steps(&[]), (4, 0));
+    write(&bed, "c/b", "2");
+    assert_eq!(steps(&[]), (3, 1));
+    write(&bed, "c/a", "2");
+    assert_eq!(steps(&[]), (1, 3));
+    // What was there before is still there.
+    write(&bed, "c/a", "1");
+    assert_eq!(steps(&[]), (4, 0));
+    assert_eq!(steps(&["--no-cache"]), (0, 4));
+}
+
+#[test]
+fn caches_go_from_machine_to_machine() {
+    let bed = bed(&["one", "two", "three", "four"]);
+    write(&bed, "c/Dockerfile", PROGRAM);
+    write(&bed, "c/src/a", "a\n");
+    write(&bed, "c/src/b", "b\n");
+    let cached = |out: &Output| out.stderr.lines().filter(|l| l.ends_with("CACHED")).count();
+    for mode in ["min", "max"] {
+        let to = format!("type=local,dest=cache-{mode},mode={mode}");
+        on(&bed, "one", &["build", "-t", "app", "--cache-to", &to, "c"]).success();
+    }
+    for (store, mode) in [("two", "min"), ("three", "max")] {
+        let from = format!("type=local,src=cache-{mode}");
+        let out = on(&bed, store, &["build", "-t", "app", "--cache-from", &from, "c"]).success();
+        assert_eq!((cached(&out), out.stderr.contains(" DONE ")), (6, false), "{out:?}");
+        assert_eq!(digest(&bed, store, "app"), digest(&bed, "one", "app"));
+        on(&bed, store, &["check"]).success();
+    }
+    // What an intermediate stage made is not in the small cache: it is made again when it is needed after all.
+    let changed = PROGRAM.replace("cp /src/a /out/", "cp /src/a /src/b /out/");
+    write(&bed, "c/Dockerfile", changed);
+    let out = on(&bed, "four", &["build", "-t", "app", "--cache-from", "type=local,src=cache-min", "c"]);
+    assert!(out.success().stderr.contains("made again"));
+    // An image can have its own cache with it.
+    write(&bed, "c/Dockerfile", PROGRAM);
+    on(
+        &bed,
+        "one",
+        &["build", "-t", "inline", "--cache-to", "type=inline", "-o", "type=oci,dest=i,tar=false", "c"],
+    )
+    .success();
+    let bed = bed;
+    on(&bed, "five", &["load", "-i", "base.tar"]).success();
+    let out = on(&bed, "five", &["build", "-t", "app", "--cache-from", "type=local,src=i", "c"]).success();
+    assert_eq!(cached(&out), 6, "{out:?}");
+    // One that is not there is no reason to fail.
+    let out =
+        on(&bed, "five", &["build", "-t", "app", "--cache-from", "type=local,src=nowhere", "c"]).success();
+    assert!(out.stderr.contains("warning: cache"), "{out:?}");
+}
+
+/// THREATS: secrets are in no layer, history, log, record or left-over file.
+#[test]
+fn secrets_leave_no_trace() {
+    let bed = bed(&["store"]);
+    const SECRET: &str = "hush-7f3a9c";
+    write(&bed, "secret.txt", SECRET);
+    write(
+        &bed,
+        "c/Dockerfile",
+        "FROM base\nRUN --mount=type=secret,id=a --mount=type=secret,id=b,env=B [ \"$(cat /run/secrets/a)\" = \"$B\" ] \
+         && echo done > /done\nRUN --mount=type=secret,id=a,target=/deep/er/file cat /deep/er/file > /dev/null\n",
+    );
+    let secrets = ["--secret", "id=a,src=secret.txt", "--secret", "id=b,src=secret.txt"];
+    let to =
+        ["--cache-to", "type=local,dest=cache,mode=max", "-o", "type=oci,dest=out.tar", "-t", "app", "c"];
+    on(&bed, "store", &[&["build"], &secrets[..], &to[..]].concat()).success();
+    // And of a command that fails.
+    write(&bed, "c/Failing", "FROM base\nRUN --mount=type=secret,id=b,env=B false\n");
+    assert_eq!(
+        on(&bed, "store", &[&["build", "-f", "c/Failing", "c"], &secrets[..]].concat()).code,
+        Some(125)
+    );
+    let found = |path: &Path| {
+        let out = Command::new("grep").args(["-rl", SECRET]).arg(path).output().expect("grep");
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    };
+    for place in ["store", "cache", "out.tar", "tmp"] {
+        assert_eq!(found(&bed.path(place)), "", "{place}");
+    }
+    assert!(!found(&bed.path("secret.txt")).is_empty(), "the search finds what there is");
+    for args in [&["history", "--no-trunc", "app"][..], &["inspect", "app"]] {
+        assert!(!on(&bed, "store", args).success().stdout.contains(SECRET));
+    }
+}
+
+#[test]
+fn errors_show_the_line_and_change_nothing() {
+    let bed = bed(&["store"]);
+    let failing = "FROM base\n# about\nRUN echo before && \\\n    exit 3\nRUN true\n";
+    for (dockerfile, expected) in [
+        (failing, "berth-builder: Dockerfile:3: the command failed with exit code 3\n"),
+        (
+            "FROM base\nCOPY nowhere /\n",
+            "berth-builder: Dockerfile:2: \"nowhere\": not found in the build context c\n",
+        ),
+        ("FROM base\nRUNN x\n", "berth-builder: Dockerfile:2: unknown instruction \"RUNN\"\n"),
+        ("FROM base\nCOPY --chwon=1 a b\n", "berth-builder: Dockerfile:2: COPY has no flag --chwon\n"),
+    ] {
+        write(&bed, "c/Dockerfile", dockerfile);
+        let out = on(&bed, "store", &["build", "-t", "app", "c"]);
+        assert_eq!(out.code, Some(125), "{out:?}");
+        let told = out.stderr.find("berth-builder: ").map_or("", |at| &out.stderr[at..]);
+        assert!(told.starts_with(expected), "{dockerfile}: {told}");
+        assert!(told.contains(" | ") && told.contains("^^^"), "{told}");
+        assert_eq!(on(&bed, "store", &["inspect", "app"]).code, Some(125));
+    }
+    write(&bed, "c/Dockerfile", failing);
+    let out = on(&bed, "store", &["build", "--quiet", "-t", "app", "c"]);
+    assert!(out.stderr.contains("before"), "what the command said is told: {out:?}");
+    // All of it is on the disk.
+    let logs = fs::read_dir(bed.path("store/logs")).expect("logs").flatten();
+    assert!(logs.map(|l| fs::read_to_string(l.path()).unwrap_or_default()).any(|l| l.contains("before")));
+}
+
+/// THREATS: nothing of the context or of a stage leads to the host.
+#[test]
+fn links_lead_nowhere() {
+    let bed = bed(&["store"]);
+    write(&bed, "host-file", "host");
+    let host = bed.path("host-file");
+    let host = host.to_string_lossy();
+    fs::create_dir_all(bed.path("c/d")).expect("make a folder");
+    for name in ["c/out", "c/d/out"] {
+        std::os::unix::fs::symlink(&*host, bed.path(name)).expect("link");
+    }
+    std::os::unix::fs::symlink("../..", bed.path("c/up")).expect("link");
+    for (dockerfile, works) in [
+        ("COPY out /got", false),
+        ("COPY up/host-file /got", false),
+        ("COPY ../host-file /got", false),
+        ("ADD out /got", false),
+        ("RUN --mount=type=bind,source=out,target=/got cat /got", false),
+        ("RUN --mount=type=bind,target=/m ! cat /m/out && ! cat /m/d/out", true),
+        ("COPY d /d\nRUN ! cat /d/out", true),
+        (
+            "RUN mkdir -p /x && ln -s / /x/root && ln -s ../../../../../.. /x/up\nCOPY d /x/root/got\nRUN ls /got",
+            true,
+        ),
+    ] {
+        write(&bed, "c/Dockerfile", format!("FROM base\n{dockerfile}\n"));
+        let out = on(&bed, "store", &["build", "-t", "app", "c"]);
+        assert_eq!(out.code, Some(if works { 0 } else { 125 }), "{dockerfile}: {out:?}");
+        assert!(!bed.path("got").exists());
+    }
+}

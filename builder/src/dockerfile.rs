@@ -6,11 +6,13 @@
 //! | [`lex`] | what are the logical lines: directives, lines that go on, heredocs? |
 //! | [`parse`] | how do lines become instructions? |
 //! | [`mount`] | what does `RUN --mount` say? |
+//! | [`lint`] | what is allowed, but hardly meant? |
 //! | [`ast`] | what are instructions made of? |
 //! | [`words`] | what does a word mean: quotes, escapes, variables? |
 
 pub mod ast;
 pub mod lex;
+pub mod lint;
 pub mod mount;
 pub mod parse;
 pub mod source;

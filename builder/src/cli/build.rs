@@ -19,8 +19,8 @@ use serde_json::{Value, json};
 use super::output::{self, Output};
 use super::{App, Registry, print, pull};
 use crate::context::{self, Contexts};
-use crate::dockerfile::parse;
 use crate::dockerfile::source::Source;
+use crate::dockerfile::{lint, parse};
 use crate::exec::cache::{self, Remote, Said, Spec};
 use crate::exec::commit::{self, Committed, Failed, Wish};
 use crate::exec::{self, Base, Bases, Build as Run, Shared, index, sandbox};
@@ -751,7 +751,10 @@ fn once(app: &App, store: &Store, args: &Build, watch: &Watch, whole: bool) -> R
             return print(&plan_text(&source, &file, &stages)).map(|()| 0);
         }
         if args.check {
-            return check(&source, &file, watch);
+            return check(&source, &file, &contexts, watch);
+        }
+        if !whole {
+            warn(&source, &file, &contexts, watch)?;
         }
         let only_files = !outputs.is_empty() && outputs.iter().all(Output::is_files);
         let options = exec::Options {
@@ -942,8 +945,49 @@ fn origin(origin: &stages::Origin) -> String {
     }
 }
 
-fn check(source: &Source, file: &crate::dockerfile::ast::Dockerfile, watch: &Watch) -> Result<i32> {
-    let _ = (source, file);
-    watch.say("Check complete, no warnings found.");
-    Ok(0)
+/// Look for what is hardly meant. The status: whether there is something.
+fn check(
+    source: &Source,
+    file: &crate::dockerfile::ast::Dockerfile,
+    contexts: &Contexts<'_>,
+    watch: &Watch,
+) -> Result<i32> {
+    let ignore = contexts.main.as_ref().map(|c| &c.ignore);
+    let (found, _) = lint::check(source, file, ignore).map_err(|p| source.error(p))?;
+    for warning in &found {
+        let line = source.line(warning.span.start);
+        watch.say(&format!(
+            "{}:{line}: {}: {}\n{}",
+            source.name,
+            warning.rule,
+            warning.message,
+            source.excerpt(&warning.span)
+        ));
+    }
+    watch.say(&match found.len() {
+        0 => "Check complete, no warnings found.".to_owned(),
+        1 => "Check complete, 1 warning has been found!".to_owned(),
+        n => format!("Check complete, {n} warnings have been found!"),
+    });
+    Ok(i32::from(!found.is_empty()))
+}
+
+/// What a build tells of it, in a line each.
+fn warn(
+    source: &Source,
+    file: &crate::dockerfile::ast::Dockerfile,
+    contexts: &Contexts<'_>,
+    watch: &Watch,
+) -> Result<()> {
+    let ignore = contexts.main.as_ref().map(|c| &c.ignore);
+    let (found, settings) = lint::check(source, file, ignore).map_err(|p| source.error(p))?;
+    for warning in found {
+        if settings.error {
+            let message = format!("{}: {} (# check=error=true)", warning.rule, warning.message);
+            return Err(source.error(crate::dockerfile::source::Problem::new(warning.span, message)));
+        }
+        let line = source.line(warning.span.start);
+        watch.say(&format!("warning: {}:{line}: {}: {}", source.name, warning.rule, warning.message));
+    }
+    Ok(())
 }

@@ -61,9 +61,10 @@ bench-images *ARGS: dist
 peers:
     tests/bench/peers
 
-# the main job on real input: a busybox container from `spec` to `delete`, each step shown
+# the main jobs on real input: a busybox container from `spec` to `delete`; a program from its Dockerfile to its container
 demo: dist
     tests/demo.sh {{dist}}/berth-runtime
+    tests/demo-build.sh {{dist}}/berth-builder {{dist}}/berth-runtime
 
 # finished release binaries in target/dist: static, non-PIE, stripped, size checked
 dist:

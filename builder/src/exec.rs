@@ -217,16 +217,15 @@ impl Build<'_> {
             changed.notify_all();
         };
         std::thread::scope(|scope| {
-            for node in nodes.iter().skip(1) {
+            // The first, and those for which there may be no thread, are done here, one after the other: none waits for a later one.
+            let mut here = Vec::new();
+            for (n, node) in nodes.iter().enumerate() {
                 let work = &work;
-                if std::thread::Builder::new().spawn_scoped(scope, move || work(node)).is_err() {
-                    // Those before it are done then, one after the other.
-                    work(node);
+                if n == 0 || std::thread::Builder::new().spawn_scoped(scope, move || work(node)).is_err() {
+                    here.push(node);
                 }
             }
-            if let Some(first) = nodes.first() {
-                work(first);
-            }
+            here.into_iter().for_each(work);
         });
         if let Some(e) = lock(&failed).take() {
             return Err(e);

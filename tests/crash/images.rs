@@ -251,7 +251,7 @@ impl Scenario {
             Verb::Unpack | Verb::UnpackCopy => {
                 vec!["unpack".to_owned(), "new:1".to_owned(), text("out/bundle")]
             }
-            Verb::Build => ["build", "-q", "-t", "built:1"]
+            Verb::Build => ["build", "-q", "-t", "built:1", "--cgroup-parent", &self.cgroup()]
                 .map(str::to_owned)
                 .into_iter()
                 .chain([text("context")])
@@ -297,6 +297,12 @@ impl Scenario {
         Ok(lines.join("\n").replace(&self.registry.0, "REGISTRY"))
     }
 
+    /// Where this scenario's builds have their cgroups.
+    fn cgroup(&self) -> String {
+        let name = self.dir.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        format!("/{name}")
+    }
+
     /// What builds leave outside of the store, and what tells of builds that go on.
     fn left_by_builds(&self) -> Vec<String> {
         let mut left = Vec::new();
@@ -304,8 +310,9 @@ impl Scenario {
             left.push(format!("left: {}", entry.path().display()));
         }
         for controller in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            for entry in fs::read_dir(controller.path()).into_iter().flatten().flatten() {
-                if entry.file_name().to_string_lossy().starts_with("berth-build-") {
+            let folder = controller.path().join(self.cgroup().trim_start_matches('/'));
+            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|t| t.is_dir()) {
                     left.push(format!("left: {}", entry.path().display()));
                 }
             }
@@ -374,6 +381,15 @@ fn tree(dir: &Path, prefix: &str, lines: &mut Vec<String>) -> Result<()> {
     }
     lines.sort();
     Ok(())
+}
+
+impl Drop for Scenario {
+    fn drop(&mut self) {
+        for controller in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            // Where builds have made it; it is empty.
+            fs::remove_dir(controller.path().join(self.cgroup().trim_start_matches('/'))).unwrap_or_default();
+        }
+    }
 }
 
 impl Trial for Scenario {

@@ -125,7 +125,8 @@ pub fn apart() -> Result<Entered> {
     match made.context("make a mount and a pid namespace")? {
         Cloned::Child => {
             sys::process::set_parent_death_signal(9).context("tie the process to its parent")?;
-            own_mounts(true)?;
+            own_mounts()?;
+            below_init()?;
             Ok(Entered::Inside)
         }
         Cloned::Parent { pid, .. } => {
@@ -134,16 +135,24 @@ pub fn apart() -> Result<Entered> {
     }
 }
 
-/// Nothing that is mounted here is seen elsewhere; with processes of our own, /proc shows these.
-fn own_mounts(proc: bool) -> Result<()> {
+/// Go on in a child: to the first process of a pid namespace signals do not mean what they mean to others, abort(3)'s among them.
+fn below_init() -> Result<()> {
+    match sys::process::clone3(0, None).context("start a process")? {
+        Cloned::Child => sys::process::set_parent_death_signal(9).context("tie the process to its parent"),
+        Cloned::Parent { pid, .. } => {
+            let exit = sys::process::wait(pid).context("wait for the process in its namespaces")?;
+            sys::process::exit_now(exit.status())
+        }
+    }
+}
+
+/// Nothing that is mounted here is seen elsewhere; /proc shows the processes that are ours.
+fn own_mounts() -> Result<()> {
     let private = sys::mount::Change { propagation: MS_SLAVE, recursive: true, ..Default::default() };
     sys::mount::change_here("/", &private).context("keep mounts to ourselves")?;
-    if proc {
-        let tree =
-            sys::mount::detached("proc", &[], MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
-        crate::rootfs::attach(tree.context("make a mount of /proc")?.as_fd(), Path::new("/proc"))?;
-    }
-    Ok(())
+    let attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
+    let tree = sys::mount::detached("proc", &[], attributes).context("make a mount of /proc")?;
+    crate::rootfs::attach(tree.as_fd(), Path::new("/proc"))
 }
 
 const MS_SLAVE: u64 = 1 << 19;
@@ -163,8 +172,11 @@ fn enter_with(subordinate: &Subordinate, more: u64) -> Result<Entered> {
             let mut byte = [0];
             let n = { ready }.read(&mut byte).context("wait for the id maps")?;
             ensure!(n == 1, "the id maps could not be written");
-            if more != 0 && own_mounts(true).is_err() {
-                sys::process::exit_now(NO_PROC);
+            if more != 0 {
+                if own_mounts().is_err() {
+                    sys::process::exit_now(NO_PROC);
+                }
+                below_init()?;
             }
             return Ok(Entered::Inside);
         }

@@ -1,6 +1,7 @@
 //! What can be done with a whole tree, however deep, and whatever is in it?
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -127,13 +128,17 @@ pub fn fingerprint(root: BorrowedFd<'_>) -> io::Result<Digest> {
         for name in names {
             let stat = rustix::fs::statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW)?;
             let kind = FileType::from_raw_mode(stat.st_mode);
-            // Which of the names are one file, but not which inode that is.
+            // Which of the names here are one file, but not which inode that is, nor whether it has names elsewhere. Whiteouts are
+            // one as overlayfs likes.
             let next = inodes.len() as u64;
-            let same = if stat.st_nlink > 1 && kind != FileType::Directory {
-                *inodes.entry(stat.st_ino).or_insert(next)
-            } else {
-                u64::MAX
-            };
+            let whiteout = kind == FileType::CharacterDevice && stat.st_rdev == 0;
+            let mut same = u64::MAX;
+            if stat.st_nlink > 1 && kind != FileType::Directory && !whiteout {
+                match inodes.entry(stat.st_ino) {
+                    Entry::Occupied(first) => same = *first.get(),
+                    Entry::Vacant(place) => drop(place.insert(next)),
+                }
+            }
             let size = if kind == FileType::RegularFile { stat.st_size } else { 0 };
             let (mode, rdev) = (stat.st_mode, stat.st_rdev);
             let line = format!(
@@ -182,6 +187,15 @@ mod tests {
         std::os::unix::fs::symlink("b", at("link")).unwrap();
         let link = fingerprint(dir.as_fd()).unwrap();
         assert!(before != mode && mode != new && new != link);
+        // A name elsewhere is no change; two files in place of one are.
+        let elsewhere = tempfile::tempdir_in(temp.path().parent().unwrap()).unwrap();
+        fs::hard_link(at("a/new"), elsewhere.path().join("other")).unwrap();
+        assert_eq!(fingerprint(dir.as_fd()).unwrap(), link);
+        fs::remove_file(at("hard")).unwrap();
+        fs::copy(at("a/b/file"), at("hard")).unwrap();
+        let times = fs::metadata(at("a/b/file")).unwrap().modified().unwrap();
+        fs::File::open(at("hard")).unwrap().set_modified(times).unwrap();
+        assert_ne!(fingerprint(dir.as_fd()).unwrap(), link);
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub struct Layer {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) implied: Vec<String>,
     /// Of all that the inodes say, but not of the contents.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, rename = "inodes", skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<Digest>,
 }
 

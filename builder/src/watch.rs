@@ -119,6 +119,13 @@ impl Watch {
                     tell(&format!("#{step} {title}\n"));
                 }
             }
+            Event::Note { step: 0, text } => {
+                drop(state);
+                if self.style != Style::Rawjson {
+                    self.say(text);
+                }
+                return;
+            }
             Event::Note { step, text } => {
                 if self.style == Style::Plain {
                     tell(&format!("#{step} {text}\n"));

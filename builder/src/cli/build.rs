@@ -153,6 +153,12 @@ pub struct Build {
     /// Steps are always kept
     #[arg(long, num_args = 0..=1, default_missing_value = "true", hide = true)]
     layers: Option<bool>,
+    /// Not there yet: false is the only value
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", hide = true)]
+    provenance: Option<String>,
+    /// The same
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", hide = true)]
+    sbom: Option<String>,
     /// Media types of the manifest
     #[arg(long, value_enum)]
     format: Option<super::transfer::ManifestFormat>,
@@ -679,6 +685,12 @@ fn once(app: &App, store: &Store, args: &Build, watch: &Watch, whole: bool) -> R
         Some("rootless") => ensure!(app.user.0 != 0, "--isolation rootless: this is root"),
         Some(other) => bail!("--isolation {other}: auto, root or rootless"),
     }
+    for (flag, value) in [("--provenance", &args.provenance), ("--sbom", &args.sbom)] {
+        ensure!(
+            value.as_deref().is_none_or(|v| v == "false"),
+            "{flag}: images get no attestations yet; {flag}=false is the only value"
+        );
+    }
     for right in &args.allow {
         ensure!(
             matches!(right.as_str(), "security.insecure" | "network.host"),
@@ -687,6 +699,11 @@ fn once(app: &App, store: &Store, args: &Build, watch: &Watch, whole: bool) -> R
     }
     let cache_to = args.cache_to.iter().map(|t| Said::parse("--cache-to", t)).collect::<Result<Vec<_>>>()?;
     let settings = args.sandbox(app)?;
+    watch.say(match settings.mapped {
+        None => "commands run as root, each in a container of its own",
+        Some(1) => "commands run in containers of a user with a single id: they cannot give files to others (see subuid(5))",
+        Some(_) => "commands run in containers of a user with subordinate ids",
+    });
     sandbox::forget_killed(store, args.cgroup_parent.as_deref());
     let platforms: Vec<Platform> = match args.platform.is_empty() {
         true => vec![Platform::own()],

@@ -110,6 +110,17 @@ impl<'a> Build<'a> {
                 (layers, key, base.config)
             }
         };
+        let wanted = match platform {
+            Some(text) => text.parse().map_err(|e| place.failed(e))?,
+            None => self.given.target.clone(),
+        };
+        if !matches!(node.base, Origin::Stage(_)) && config.architecture != wanted.architecture {
+            let text = format!(
+                "warning: {} is for {}/{}, not for {wanted}",
+                stage.base.text, config.os, config.architecture
+            );
+            (self.tell)(Event::Note { step: 0, text: &text });
+        }
         let name = match &stage.name {
             Some(name) => name.text.clone(),
             None if self.file.stages.len() == 1 => String::new(),
@@ -590,7 +601,10 @@ impl<'b, 'a> Running<'b, 'a> {
             exclude: Vec::new(),
             how: state::How::Copy { from: Some(name.to_owned()), parents: false },
         };
-        let title = format!("[{}] FROM {name}", self.name);
+        let title = match &self.name[..] {
+            "" => format!("FROM {name}"),
+            stage => format!("[{stage}] FROM {name}"),
+        };
         let number = self.build.begin(&title);
         let began = Instant::now();
         let done = self.files(number, &bring, &title, true);

@@ -8,6 +8,7 @@
 //! @dir PATH [MODE], @link PATH TARGET, @hard PATH OTHER, @time PATH SECONDS, @tar PATH HOW: names of the context, packed
 //! @dockerfile [PATH]        the lines that follow; {base} is an image with busybox, {out} a folder outside
 //! @flags FLAG...            more arguments of `build`; @env NAME=VALUE of its environment; @stdin: the lines that follow
+//! @context WHAT             in place of the folder that was made
 //! @fails [TEXT]             it must fail, and say this
 //! @says TEXT                it must say this
 //! @config KEY JSON          what the image's config must have there; @not KEY: it must not have it
@@ -67,12 +68,12 @@ impl Adapter {
                 "{bin} --root {store} rmi -f {tag}",
             ),
             "buildah" => adapter(
-                "{bin} build --layers {flags} -t {tag} {context}",
+                "{bin} build --layers --network host {flags} -t {tag} {context}",
                 "{bin} inspect --type image --format '{{json .OCIv1}}' {tag}",
                 "{bin} rmi -f {tag}",
             ),
             "podman" => adapter(
-                "{bin} build {flags} -t {tag} {context}",
+                "{bin} build --network host {flags} -t {tag} {context}",
                 "{bin} image inspect --format '{{json .Config}}' {tag}",
                 "{bin} rmi -f {tag}",
             ),
@@ -96,7 +97,8 @@ pub struct Case {
     flags: Vec<String>,
     env: Vec<(String, String)>,
     stdin: Option<String>,
-    no_context: bool,
+    /// In place of the folder that was made.
+    at: Option<String>,
     fails: Option<String>,
     says: Vec<String>,
     config: Vec<(String, Option<Value>)>,
@@ -202,7 +204,7 @@ fn parse(part: &str, text: &str) -> Result<Vec<Case>> {
                 case.stdin = Some(String::new());
                 into = Into::Stdin;
             }
-            "nocontext" => case.no_context = true,
+            "context" => case.at = Some(rest.to_owned()),
             "fails" => case.fails = Some(rest.to_owned()),
             "says" => case.says.push(rest.to_owned()),
             "config" => {
@@ -322,7 +324,7 @@ fn one(adapter: &Adapter, case: &Case, n: usize, work: &Path) -> Result<()> {
         for entry in &case.context {
             entry.make(&context, &place)?;
         }
-        let given = if case.no_context { String::new() } else { context.display().to_string() };
+        let given = place(case.at.as_deref().unwrap_or("{context}"));
         let build = adapter
             .build
             .replace("{flags}", &place(&case.flags.join(" ")))

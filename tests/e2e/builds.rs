@@ -93,6 +93,14 @@ fn a_second_build_runs_nothing_and_a_changed_file_only_what_depends_on_it() {
     assert_eq!(steps(&[]), (4, 0));
     write(&bed, "c/b", "2");
     assert_eq!(steps(&[]), (3, 1));
+    let why = |content: &str| {
+        write(&bed, "c/b", content);
+        let out = on(&bed, "store", &["build", "--progress", "plain", "-t", "other", "c"]).success();
+        out.stderr.lines().find_map(|l| l.split_once("not from the cache: ")).map(|(_, why)| why.to_owned())
+    };
+    assert_eq!(why("3").as_deref(), Some("b has changed"));
+    assert_eq!(why("3"), None);
+    write(&bed, "c/b", "2");
     write(&bed, "c/a", "2");
     assert_eq!(steps(&[]), (1, 3));
     // What was there before is still there.

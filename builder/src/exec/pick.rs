@@ -108,6 +108,24 @@ pub fn digest(sources: &[Source], owned: bool) -> Digest {
     hasher.finish()
 }
 
+/// Entries that are remembered, to tell what has changed.
+const LISTED: usize = 20_000;
+
+/// What was picked, by path, with a part of what it holds; nothing, if it is too much to remember.
+pub fn listing(sources: &[Source]) -> serde_json::Value {
+    let count: usize = sources.iter().map(|s| s.items.len()).sum();
+    if count > LISTED {
+        return serde_json::Value::Null;
+    }
+    let mut all = serde_json::Map::new();
+    for item in sources.iter().flat_map(|s| &s.items).filter(|i| i.header.kind != Kind::Directory) {
+        let mut hasher = Hasher::new(Algorithm::Sha256);
+        line(&mut hasher, item, false);
+        all.insert(item.from.escape_ascii().to_string(), hasher.finish().short().into());
+    }
+    serde_json::Value::Object(all)
+}
+
 /// What a digest says of one item.
 fn line(hasher: &mut Hasher, item: &Item, owned: bool) {
     let Header { path, kind, link, mode, uid, gid, device, xattrs, .. } = &item.header;

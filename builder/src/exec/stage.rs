@@ -316,6 +316,34 @@ impl<'b, 'a> Running<'b, 'a> {
         Ok(effect)
     }
 
+    /// Tell what is other than in the last build of this instruction, and keep what it is now for the next.
+    fn tell_why(&self, number: usize, mut parts: Value, sources: Option<&[pick::Source]>) -> Result<()> {
+        let build = self.build;
+        let place = match &build.contexts.main {
+            Some(folder) => {
+                let stat = rustix::fs::fstat(&folder.root)?;
+                (stat.st_dev, stat.st_ino)
+            }
+            None => (0, 0),
+        };
+        let series =
+            key(&json!({"series": [build.source.name, self.node.number, self.steps.0], "of": place}));
+        if let (Some(all), Some(sources)) = (parts.as_object_mut(), sources) {
+            all.insert("listing".to_owned(), pick::listing(sources));
+        }
+        let before = build.store.step(&series)?.map(|step| step.note);
+        if !self.no_cache
+            && let Some(text) = before.and_then(|before| why(&before, &parts))
+        {
+            (build.tell)(Event::Note { step: number, text: &text });
+        }
+        let mut step = Step::of("what an instruction depended on");
+        (step.empty, step.note) = (true, parts);
+        build.store.keep_step(&series, &step, None)?;
+        lock(&build.shared.kept).push(series);
+        Ok(())
+    }
+
     fn run(&mut self, number: usize, run: &state::Run, title: &str) -> Result<(Effect, How)> {
         anyhow::ensure!(
             !run.insecure || self.build.options.insecure,
@@ -329,15 +357,17 @@ impl<'b, 'a> Running<'b, 'a> {
             environment.push(("SOURCE_DATE_EPOCH".to_owned(), epoch.to_string()));
         }
         let settings = self.build.sandbox;
-        let key = key(&json!({
+        let parts = json!({
             "run": run.args, "script": run.script, "on": self.key, "env": environment, "user": run.user,
             "cwd": run.cwd, "mounts": wanted.key, "network": run.network.as_ref().or(settings.network.as_ref()),
             "insecure": run.insecure, "hosts": settings.hosts,
-        }));
+        });
+        let key = key(&parts);
         if let Some(effect) = self.cached(&key)? {
             self.key = key;
             return Ok((effect, How::Cached));
         }
+        self.tell_why(number, parts, None)?;
         let build = self.build;
         let lowers = build.trees(&self.layers)?;
         let mut run = state::Run { environment, ..run.clone() };
@@ -468,10 +498,11 @@ impl<'b, 'a> Running<'b, 'a> {
             state::How::Add { unpack, keep_git_dir, .. } => json!({"add": unpack, "git": keep_git_dir}),
         };
         let remote: Vec<_> = downloads.iter().map(|d| json!([d.name, d.digest])).collect();
-        let key = self::key(&json!({
+        let parts = json!({
             "files": kind, "on": on, "content": content, "inline": inline, "to": bring.to, "chown": bring.chown,
             "chmod": bring.chmod, "link": bring.link, "remote": remote, "owned": owned,
-        }));
+        });
+        let key = self::key(&parts);
         // The chain goes on from below, too: the same layer on another base is another file system.
         self.key = self::key(&json!({"chain": [self.key, key]}));
         if let Some(effect) = self.cached(&key)? {
@@ -486,6 +517,7 @@ impl<'b, 'a> Running<'b, 'a> {
                 (Some(tree), sources)
             }
         };
+        self.tell_why(number, parts, Some(&sources))?;
         let view = if bring.link && !named_owner { None } else { Some(self.view()?) };
         let look = view.as_ref().map(AsFd::as_fd);
         let owner = bring
@@ -719,6 +751,44 @@ impl Build<'_> {
         }
         image::rootfs::overlay(&trees, None, Privilege::own())
     }
+}
+
+/// The first thing that is other than before, in a line.
+fn why(before: &Value, now: &Value) -> Option<String> {
+    if let (Some(before), Some(now)) = (before["listing"].as_object(), now["listing"].as_object()) {
+        let changed = now.iter().find(|(path, sum)| before.get(*path) != Some(sum));
+        if let Some((path, _)) = changed {
+            let how = if before.contains_key(path) { "has changed" } else { "is new" };
+            return Some(format!("not from the cache: {path} {how}"));
+        }
+        if let Some(path) = before.keys().find(|path| !now.contains_key(*path)) {
+            return Some(format!("not from the cache: {path} is gone"));
+        }
+    }
+    if before["env"] != now["env"] {
+        let name = |pair: &Value| pair[0].as_str().unwrap_or_default().to_owned();
+        let (before, now) = (before["env"].as_array()?, now["env"].as_array()?);
+        let other = now
+            .iter()
+            .find(|pair| !before.contains(pair))
+            .or_else(|| before.iter().find(|p| !now.contains(p)));
+        return other.map(|pair| format!("not from the cache: {} has another value", name(pair)));
+    }
+    let words = [
+        ("run", "the command is another"),
+        ("script", "the command is another"),
+        ("mounts", "what is mounted is other"),
+        ("user", "the user is another"),
+        ("cwd", "the folder is another"),
+        ("to", "the destination is another"),
+        ("chown", "the owner is another"),
+        ("chmod", "the mode is another"),
+        ("remote", "what was fetched is other"),
+        ("content", "what is copied is other"),
+        ("on", "a step before it has changed"),
+    ];
+    let other = words.iter().find(|(part, _)| before[part] != now[part]);
+    other.map(|(_, text)| format!("not from the cache: {text}"))
 }
 
 /// Of an instruction, what stands in one line.

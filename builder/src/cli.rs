@@ -2,6 +2,7 @@
 
 mod archives;
 mod build;
+mod diff;
 mod images;
 mod login;
 mod maintenance;
@@ -29,13 +30,14 @@ pub const PROGRAM: &str = "berth-builder";
 const FAILURE: i32 = 125;
 
 const ABOUT: &str = "\
-Keep container images: pull, push, load, save, unpack and inspect them, without a daemon.
+Build container images, and keep them: pull, push, load, save, unpack and inspect them, without a daemon.
 
 Images lie in a store of plain files, /var/lib/berth as root and ~/.local/share/berth otherwise, which any number of
 commands use at once and which no crash can damage. `alpine` means docker.io/library/alpine:latest, as everywhere.";
 
 const EXAMPLE: &str = "\
 Examples:
+  berth-builder build -t app .                        an image of the Dockerfile in this folder
   berth-builder pull alpine                           from Docker's registry into the store
   berth-builder unpack alpine web                     an OCI bundle that berth-runtime runs
   berth-builder push alpine registry.example/alpine   to another registry
@@ -82,6 +84,8 @@ enum Verb {
     Inspect(images::Inspect),
     /// Show how an image was made
     History(images::History),
+    /// Compare two images, file by file
+    Diff(diff::Diff),
     /// Write images to an archive or a folder
     Save(archives::Save),
     /// Read images from an archive
@@ -131,7 +135,7 @@ impl Verb {
             | Verb::Prune(_)
             | Verb::Check(_)
             | Verb::Unpack(_) => true,
-            Verb::Build(_) | Verb::Mount(_) | Verb::Unmount(_) | Verb::Manifest(_) => true,
+            Verb::Build(_) | Verb::Diff(_) | Verb::Mount(_) | Verb::Unmount(_) | Verb::Manifest(_) => true,
             Verb::Cp(cp) => cp.to_the_store(),
             Verb::Push(_)
             | Verb::Delete(_)
@@ -258,6 +262,7 @@ fn run(cli: Cli) -> Result<i32> {
         Verb::Rmi(args) => images::rmi(&context, args),
         Verb::Inspect(args) => images::inspect(&context, args),
         Verb::History(args) => images::history(&context, args),
+        Verb::Diff(args) => diff::diff(&context, args),
         Verb::Save(args) => archives::save(&context, args),
         Verb::Load(args) => archives::load(&context, args),
         Verb::Login(args) => login::login(&context, args),

@@ -120,14 +120,24 @@ pub fn json(out: &mut impl Write, columns: &[Column]) -> Result<()> {
 
 /// The page of differences: only cases that some runtime fails.
 pub fn markdown(out: &mut impl Write, columns: &[Column]) -> Result<()> {
-    writeln!(out, "# Where runtimes differ\n")?;
-    writeln!(
-        out,
-        "Written by `conformance runtime --format markdown`; {} cases, of which those are listed that some \
+    let cases = columns[0].records.len();
+    if columns[0].records.first().is_some_and(|r| r.kind == "builder") {
+        writeln!(out, "# Where builders differ\n")?;
+        writeln!(
+            out,
+            "Written by `conformance builder --format markdown`; {cases} builds, of which those are listed that some \
+             builder here fails.\n"
+        )?;
+    } else {
+        writeln!(out, "# Where runtimes differ\n")?;
+        writeln!(
+            out,
+            "Written by `conformance runtime --format markdown`; {} cases, of which those are listed that some \
          runtime here fails. Kind `strict` marks what peers are known to get wrong or what only Berth promises; \
          `spec` is runtime-spec 1.3; `contract` is what containerd, Docker, Podman or BuildKit call and expect.\n",
-        columns[0].records.len()
-    )?;
+            cases
+        )?;
+    }
     write!(out, "| case | kind | clause and what it checks |")?;
     for c in columns {
         write!(out, " {} |", c.title)?;

@@ -150,6 +150,24 @@ fn caches_go_from_machine_to_machine() {
     assert!(out.stderr.contains("warning: cache"), "{out:?}");
 }
 
+#[test]
+fn diff_lists_what_a_command_makes_otherwise() {
+    let bed = bed(&["store"]);
+    write(
+        &bed,
+        "c/Dockerfile",
+        "FROM base\nARG N\nRUN mkdir /d && echo $N > /d/f && echo same > /d/g && touch /only-$N\n",
+    );
+    for n in ["1", "2"] {
+        on(&bed, "store", &["build", "-t", &format!("n:{n}"), "--build-arg", &format!("N={n}"), "c"])
+            .success();
+    }
+    let out = on(&bed, "store", &["diff", "n:1", "n:2", "--format", "{{.Change}} {{.Path}} {{.What}}"]);
+    assert_eq!((out.code, out.stdout.as_str()), (Some(1), "C /d/f content\nD /only-1 gone\nA /only-2 new\n"));
+    let out = on(&bed, "store", &["diff", "n:1", "n:1"]);
+    assert_eq!((out.code, out.stdout.as_str()), (Some(0), ""));
+}
+
 /// THREATS: secrets are in no layer, history, log, record or left-over file.
 #[test]
 fn secrets_leave_no_trace() {

@@ -150,6 +150,33 @@ fn caches_go_from_machine_to_machine() {
     assert!(out.stderr.contains("warning: cache"), "{out:?}");
 }
 
+/// What is made again counts from then on, and so does what comes after it.
+#[test]
+fn without_the_cache_everything_is_new() {
+    let bed = bed(&["store"]);
+    write(
+        &bed,
+        "c/Dockerfile",
+        "FROM base AS one\nRUN date +%s.%N > /now; cat /proc/sys/kernel/random/uuid > /id\nFROM base\nCOPY --from=one /id /id\nRUN cat /id\n",
+    );
+    let id = |more: &[&str]| {
+        on(&bed, "store", &[&["build", "-t", "app", "-o", "out", "-o", "type=image", "c"], more].concat())
+            .success();
+        let written = fs::read_to_string(bed.path("out/id")).expect("the image's /id");
+        fs::remove_dir_all(bed.path("out")).expect("remove");
+        (written, digest(&bed, "store", "app"))
+    };
+    let first = id(&[]);
+    assert_eq!(id(&[]), first);
+    let second = id(&["--no-cache"]);
+    assert!(second.0 != first.0 && second.1 != first.1);
+    assert_eq!(id(&[]), second, "the newest counts");
+    let third = id(&["--no-cache-filter", "one"]);
+    assert!(third.0 != second.0 && third.1 != second.1);
+    assert_eq!(id(&[]), third);
+    on(&bed, "store", &["check"]).success();
+}
+
 #[test]
 fn diff_lists_what_a_command_makes_otherwise() {
     let bed = bed(&["store"]);

@@ -50,6 +50,8 @@ struct Record {
     title: String,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     empty: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    instead: Option<Digest>,
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
     note: serde_json::Value,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -92,6 +94,7 @@ impl Remote {
             };
             let mut step = Step::of(&record.title);
             (step.empty, step.note, step.archives) = (record.empty, record.note, record.archives);
+            step.instead = record.instead;
             let layer = layer.map(|l| (source, l.clone()));
             // One with its content is worth more than one without.
             match self.steps.get(&record.key) {
@@ -105,7 +108,9 @@ impl Remote {
     /// What is known of a step; `whole`: only if its content can be had.
     pub fn step(&self, key: &Digest, label: &str, whole: bool) -> Option<&Step> {
         let (step, layer) = self.steps.get(key)?;
-        let usable = step.empty || (step.archives.contains_key(label) && (layer.is_some() || !whole));
+        let usable = step.empty
+            || step.instead.is_some()
+            || (step.archives.contains_key(label) && (layer.is_some() || !whole));
         usable.then_some(step)
     }
 
@@ -149,13 +154,14 @@ fn records(store: &Store, shared: &Shared, label: &str) -> Result<Vec<Record>> {
     for key in used {
         let Some(mut step) = store.step(&key)? else { continue };
         // Others can go on from it without its archive, whatever that would be.
-        if !step.empty && !step.archives.contains_key(label) {
+        if !step.empty && step.instead.is_none() && !step.archives.contains_key(label) {
             step.archives.insert(label.to_owned(), Archive { diff_id: key.clone(), size: 0 });
         }
         found.push(Record {
             key,
             title: step.title,
             empty: step.empty,
+            instead: step.instead,
             note: step.note,
             archives: step.archives,
             layer: None,
@@ -194,7 +200,7 @@ pub fn export(
     let mut steps = records(store, shared, label)?;
     let mut layers: Vec<Descriptor> = Vec::new();
     for record in &mut steps {
-        if record.empty {
+        if record.empty || record.instead.is_some() {
             continue;
         }
         let step = store.step(&record.key)?.context("a step has gone meanwhile")?;

@@ -265,55 +265,90 @@ impl<'b, 'a> Running<'b, 'a> {
         self.build.options.latest.map_or_else(|| "kept".to_owned(), |n| n.to_string())
     }
 
-    /// What an earlier build kept under a key, if it can be used.
-    pub(super) fn kept(&self, key: &Digest) -> Result<Option<Step>> {
-        if self.no_cache {
-            lock(&self.build.shared.used).push(key.clone());
-            return Ok(None);
-        }
+    /// What an earlier build kept under a key, if it can be used; and the key under which it was made last.
+    pub(super) fn kept(&self, key: &Digest) -> Result<Option<(Digest, Step)>> {
         let build = self.build;
         let store = build.store;
         lock(&build.shared.used).push(key.clone());
+        if self.no_cache {
+            return Ok(None);
+        }
         if let Some(step) = store.step(key)? {
-            let archive = step.archives.get(&self.label());
-            let here = step.empty
-                || store.step_tree(key, &step)?.is_some()
-                || lock(&build.shared.blobs).contains_key(key)
-                || archive.is_some_and(|a| store.has(&a.diff_id).unwrap_or(false));
-            if here {
+            if let Some(instead) = &step.instead {
+                return self.kept(instead);
+            }
+            if self.is_here(key, &step)? {
                 store.touch_step(key);
-                return Ok(Some(step));
+                return Ok(Some((key.clone(), step)));
             }
         }
         let Some(step) = build.remote.step(key, &self.label(), build.options.whole) else { return Ok(None) };
         store.keep_step(key, step, None)?;
         lock(&build.shared.kept).push(key.clone());
-        Ok(Some(step.clone()))
+        match &step.instead {
+            Some(instead) => self.kept(instead),
+            None => Ok(Some((key.clone(), step.clone()))),
+        }
+    }
+
+    /// Whether what a step made can be had here.
+    fn is_here(&self, key: &Digest, step: &Step) -> Result<bool> {
+        let store = self.build.store;
+        let archive = step.archives.get(&self.label());
+        Ok(step.empty
+            || step.instead.is_some()
+            || store.step_tree(key, step)?.is_some()
+            || lock(&self.build.shared.blobs).contains_key(key)
+            || archive.is_some_and(|a| store.has(&a.diff_id).unwrap_or(false)))
     }
 
     /// The effect of a step that an earlier build has made.
-    fn cached(&self, key: &Digest) -> Result<Option<Effect>> {
+    fn cached(&self, key: &Digest) -> Result<Option<(Digest, Effect)>> {
         let kept = self.kept(key)?;
-        Ok(kept.map(|step| if step.empty { Effect::Nothing } else { Effect::Layer(key.clone()) }))
+        Ok(kept.map(|(key, step)| {
+            let effect = if step.empty { Effect::Nothing } else { Effect::Layer(key.clone()) };
+            (key, effect)
+        }))
     }
 
-    /// Keep what was made under its key.
-    fn keep(&self, key: Digest, title: &str, made: Option<Layered<'_>>) -> Result<Effect> {
-        let effect = if made.is_some() { Effect::Layer(key.clone()) } else { Effect::Nothing };
+    /// Keep what was made under its key; under another, if something else was made under that before. The key under which it is.
+    fn keep(&self, key: Digest, title: &str, made: Option<Layered<'_>>) -> Result<(Digest, Effect)> {
+        let store = self.build.store;
         let mut step = Step::of(title);
         step.empty = made.is_none();
         let mut tree = None;
-        if let Some((blob, made)) = made {
-            if let Some(blob) = blob {
-                let archive = Archive { diff_id: blob.digest().clone(), size: blob.size() };
-                step.archives.insert(self.label(), archive);
-                lock(&self.build.shared.blobs).insert(key.clone(), blob);
-            }
-            tree = made;
+        let mut blob = None;
+        if let Some((archive, made)) = made {
+            (blob, tree) = (archive, made);
         }
-        self.build.store.keep_step(&key, &step, tree)?;
-        lock(&self.build.shared.kept).push(key);
-        Ok(effect)
+        let actual = match store.step(&key)? {
+            // Others may be looking at that right now, and what came after it stands on it.
+            Some(before) if self.no_cache && self.is_here(&key, &before)? => {
+                let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+                let actual =
+                    self::key(&json!({"again": key, "at": now.map_or(0, |d| d.as_nanos()).to_string()}));
+                let mut other = Step::of(title);
+                other.instead = Some(actual.clone());
+                lock(&self.build.shared.used).push(actual.clone());
+                Some((actual, other))
+            }
+            _ => None,
+        };
+        let kept_under = actual.as_ref().map_or(&key, |(actual, _)| actual).clone();
+        if let Some(blob) = blob {
+            let archive = Archive { diff_id: blob.digest().clone(), size: blob.size() };
+            step.archives.insert(self.label(), archive);
+            lock(&self.build.shared.blobs).insert(kept_under.clone(), blob);
+        }
+        store.keep_step(&kept_under, &step, tree)?;
+        let mut kept = lock(&self.build.shared.kept);
+        kept.push(kept_under.clone());
+        if let Some((_, other)) = actual {
+            store.keep_step(&key, &other, None)?;
+            kept.push(key);
+        }
+        let effect = if step.empty { Effect::Nothing } else { Effect::Layer(kept_under.clone()) };
+        Ok((kept_under, effect))
     }
 
     /// Tell what is other than in the last build of this instruction, and keep what it is now for the next.
@@ -363,7 +398,7 @@ impl<'b, 'a> Running<'b, 'a> {
             "insecure": run.insecure, "hosts": settings.hosts,
         });
         let key = key(&parts);
-        if let Some(effect) = self.cached(&key)? {
+        if let Some((key, effect)) = self.cached(&key)? {
             self.key = key;
             return Ok((effect, How::Cached));
         }
@@ -393,7 +428,7 @@ impl<'b, 'a> Running<'b, 'a> {
             return Err(super::commit::Failed { status: outcome.status, step: number }.into());
         }
         let made = outcome.tree.map(|tree| (None, Some((tree, sandbox::UPPER))));
-        let effect = self.keep(key.clone(), title, made)?;
+        let (key, effect) = self.keep(key, title, made)?;
         self.key = key;
         Ok((effect, How::Made))
     }
@@ -457,7 +492,7 @@ impl<'b, 'a> Running<'b, 'a> {
                 Some(of) => {
                     let memo = self::key(&json!({"pick": words, "of": of, "exclude": bring.exclude,
                         "parents": parents}));
-                    let known = self.kept(&memo)?.and_then(|s| s.note.as_str()?.parse::<Digest>().ok());
+                    let known = self.kept(&memo)?.and_then(|(_, s)| s.note.as_str()?.parse::<Digest>().ok());
                     match known {
                         Some(digest) => digest,
                         None => {
@@ -504,8 +539,10 @@ impl<'b, 'a> Running<'b, 'a> {
         });
         let key = self::key(&parts);
         // The chain goes on from below, too: the same layer on another base is another file system.
-        self.key = self::key(&json!({"chain": [self.key, key]}));
-        if let Some(effect) = self.cached(&key)? {
+        let before = self.key.clone();
+        let chain = |key: &Digest| self::key(&json!({"chain": [before, key]}));
+        if let Some((key, effect)) = self.cached(&key)? {
+            self.key = chain(&key);
             return Ok((effect, How::Cached));
         }
         let (tree, sources) = match picked {
@@ -562,7 +599,9 @@ impl<'b, 'a> Running<'b, 'a> {
         }
         let made = if archives.is_empty() {
             if entries.is_empty() {
-                return Ok((self.keep(key, title, None)?, How::Made));
+                let (key, effect) = self.keep(key, title, None)?;
+                self.key = chain(&key);
+                return Ok((effect, How::Made));
             }
             layer::make(build.addition, &entries, build.options.latest, wanted_later)?
         } else {
@@ -581,7 +620,8 @@ impl<'b, 'a> Running<'b, 'a> {
             )?
         };
         let layer::Made { blob, tree, .. } = made;
-        let effect = self.keep(key, title, Some((Some(blob), tree.map(|t| (t, "")))))?;
+        let (key, effect) = self.keep(key, title, Some((Some(blob), tree.map(|t| (t, "")))))?;
+        self.key = chain(&key);
         Ok((effect, How::Made))
     }
 
@@ -593,7 +633,7 @@ impl<'b, 'a> Running<'b, 'a> {
         wanted_later: bool,
     ) -> Result<(Effect, How)> {
         let key = key(&json!({"folder": path, "user": user, "on": self.key}));
-        if let Some(effect) = self.cached(&key)? {
+        if let Some((key, effect)) = self.cached(&key)? {
             // Where nothing changed, what comes next need not know.
             if matches!(effect, Effect::Layer(_)) {
                 self.key = key;
@@ -606,7 +646,7 @@ impl<'b, 'a> Running<'b, 'a> {
         let found = placing.resolve(path.as_bytes())?;
         anyhow::ensure!(found.stat.is_none() || found.is_dir(), "{path}: it is no folder");
         if found.stat.is_some() {
-            return Ok((self.keep(key, title, None)?, How::Made));
+            return Ok((self.keep(key, title, None)?.1, How::Made));
         }
         let owner = match user {
             Some(user) => {
@@ -617,7 +657,7 @@ impl<'b, 'a> Running<'b, 'a> {
         };
         placing.folders(&found.path, owner)?;
         let made = layer::make(self.build.addition, &entries, self.build.options.latest, wanted_later)?;
-        let effect = self.keep(key.clone(), title, Some((Some(made.blob), made.tree.map(|t| (t, "")))))?;
+        let (key, effect) = self.keep(key, title, Some((Some(made.blob), made.tree.map(|t| (t, "")))))?;
         self.key = key;
         Ok((effect, How::Made))
     }

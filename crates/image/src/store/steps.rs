@@ -40,6 +40,9 @@ pub struct Step {
     /// The layer whose tree it is; None: it lies beside the record, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer: Option<Digest>,
+    /// It was made again since, under this key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instead: Option<Digest>,
     /// Whatever the builder wants to know of it again.
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
     pub note: serde_json::Value,

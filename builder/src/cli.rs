@@ -13,6 +13,7 @@ mod push;
 mod remote;
 mod rootfs;
 mod transfer;
+mod working;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -105,8 +106,23 @@ enum Verb {
     /// Read everything in the store and say what is damaged
     Check(maintenance::Check),
     /// Copy an image between any two places
-    #[command(visible_alias = "copy")]
     Cp(push::Cp),
+    /// Make a working container of an image
+    From(working::From),
+    /// Run a command in a working container
+    Run(working::Run),
+    /// Copy files into a working container
+    Copy(working::Copy),
+    /// The same, with archives unpacked and addresses fetched
+    Add(working::Copy),
+    /// Change what the image of a working container will say
+    Config(working::Configure),
+    /// Make an image of a working container
+    Commit(working::Commit),
+    /// List working containers
+    Containers(working::Containers),
+    /// Remove working containers
+    Rm(working::Rm),
     /// Delete images in a registry
     Delete(remote::Delete),
     /// List what refers to an image in a registry: signatures, SBOMs and the like
@@ -123,7 +139,7 @@ enum Verb {
 impl Verb {
     /// Whether it runs commands and mounts what only it needs.
     fn runs(&self) -> bool {
-        matches!(self, Verb::Build(_))
+        matches!(self, Verb::Build(_) | Verb::Run(_) | Verb::Copy(_) | Verb::Add(_))
     }
 
     /// Whether it may touch files of other users, which an ordinary user can only in a user namespace.
@@ -135,6 +151,8 @@ impl Verb {
             | Verb::Prune(_)
             | Verb::Check(_)
             | Verb::Unpack(_) => true,
+            Verb::From(_) | Verb::Run(_) | Verb::Copy(_) | Verb::Add(_) | Verb::Commit(_) => true,
+            Verb::Config(_) | Verb::Containers(_) | Verb::Rm(_) => false,
             Verb::Build(_) | Verb::Diff(_) | Verb::Mount(_) | Verb::Unmount(_) | Verb::Manifest(_) => true,
             Verb::Cp(cp) => cp.to_the_store(),
             Verb::Push(_)
@@ -273,6 +291,14 @@ fn run(cli: Cli) -> Result<i32> {
         Verb::Df(args) => maintenance::df(&context, args),
         Verb::Check(args) => maintenance::check(&context, args),
         Verb::Cp(args) => push::cp(&context, args),
+        Verb::From(args) => working::from(&context, args),
+        Verb::Run(args) => working::run(&context, args),
+        Verb::Copy(args) => working::copy(&context, args),
+        Verb::Add(args) => working::add(&context, args),
+        Verb::Config(args) => working::config(&context, args),
+        Verb::Commit(args) => working::commit(&context, args),
+        Verb::Containers(args) => working::containers(&context, args),
+        Verb::Rm(args) => working::rm(&context, args),
         Verb::Delete(args) => remote::delete(&context, args),
         Verb::Referrers(args) => remote::referrers(&context, args),
         Verb::Unpack(args) => rootfs::unpack(&context, args),

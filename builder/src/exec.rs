@@ -38,6 +38,7 @@ use anyhow::{Context, Result};
 use image::manifest::{Config, Descriptor, Manifest};
 use image::store::{Addition, Blob};
 use image::{Digest, Store};
+use serde::{Deserialize, Serialize};
 
 use crate::context::Contexts;
 use crate::dockerfile::ast::Dockerfile;
@@ -46,7 +47,7 @@ use crate::plan::scope::{Given, Globals};
 use crate::plan::stages::Stages;
 
 /// A layer of a file system that is being built.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Layer {
     /// Of an image: its diff id and its blob.
     Base { diff_id: Digest, blob: Box<Descriptor> },
@@ -232,6 +233,13 @@ impl Build<'_> {
         }
         let built = lock(&done).remove(&self.stages.target).flatten();
         built.context("the target was not built")
+    }
+
+    /// Go on from what was built: the last stage of the file stands on the one before it, which is that.
+    pub fn go_on(&self, built: Built) -> Result<Built> {
+        let node = self.stages.nodes.last().context("there is no stage")?;
+        let number = node.number.checked_sub(1).context("there is no stage before the last")?;
+        self.stage(node, &[(number, built)].into())
     }
 
     /// The number of a step that begins.

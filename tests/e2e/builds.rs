@@ -178,6 +178,68 @@ fn without_the_cache_everything_is_new() {
 }
 
 #[test]
+fn step_by_step_as_buildah_does() {
+    let bed = bed(&["store"]);
+    write(&bed, "a", "a\n");
+    let do_it = |args: &[&str]| on(&bed, "store", args).success();
+    assert_eq!(do_it(&["from", "base"]).stdout, "base-working-container\n");
+    assert_eq!(do_it(&["from", "--name", "mine", "base"]).stdout, "mine\n");
+    let out = do_it(&[
+        "run",
+        "-e",
+        "A=$x \"q\" \\",
+        "--user",
+        "1000",
+        "--workingdir",
+        "/home",
+        "mine",
+        "--",
+        "sh",
+        "-c",
+        "echo \"$A\"; pwd",
+    ]);
+    assert!(out.stderr.contains("$x \"q\" \\") && out.stderr.contains("/home"), "{out:?}");
+    do_it(&["run", "mine", "--", "sh", "-c", "echo made > /made"]);
+    do_it(&["copy", "--chown", "5:6", "mine", "a", "/d/"]);
+    do_it(&[
+        "config",
+        "--env",
+        "Z=1",
+        "--cmd",
+        "[\"cat\", \"/made\"]",
+        "--label",
+        "l=v",
+        "--port",
+        "80",
+        "--user",
+        "user",
+        "mine",
+    ]);
+    // What a container needs stays, whoever tidies up.
+    do_it(&["rmi", "base"]);
+    do_it(&["prune", "--build-cache"]);
+    do_it(&["prune", "--force", "--all"]);
+    do_it(&["commit", "--rm", "mine", "result"]);
+    assert_eq!(do_it(&["containers", "--format", "{{.Name}}"]).stdout, "base-working-container\n");
+    let config =
+        do_it(&["inspect", "--format", "{{.Config.Cmd}} {{.Config.User}} {{.Config.Labels.l}}", "result"])
+            .stdout;
+    assert_eq!(config, "[cat /made] user v\n");
+    let history = do_it(&["history", "--no-trunc", "--format", "{{.CreatedBy}}", "result"]).stdout;
+    assert!(!history.contains("USER ") && history.contains("COPY --chown=5:6"), "{history}");
+    write(
+        &bed,
+        "c/Dockerfile",
+        "FROM result\nUSER root\nRUN [ \"$(cat /made)\" = made ] && [ \"$(cat /d/a)\" = a ]\n",
+    );
+    do_it(&["build", "c"]);
+    let out = on(&bed, "store", &["run", "nobody", "--", "true"]);
+    assert!(out.code == Some(125) && out.stderr.contains("no container nobody"), "{out:?}");
+    do_it(&["rm", "--all"]);
+    do_it(&["check"]);
+}
+
+#[test]
 fn diff_lists_what_a_command_makes_otherwise() {
     let bed = bed(&["store"]);
     write(
@@ -254,6 +316,18 @@ fn errors_show_the_line_and_change_nothing() {
     write(&bed, "c/Dockerfile", failing);
     let out = on(&bed, "store", &["build", "--quiet", "-t", "app", "c"]);
     assert!(out.stderr.contains("before"), "what the command said is told: {out:?}");
+    // A shell in its place.
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "echo 'cat /left' | \"$0\" build --debug-shell -f c/Shell c"])
+        .arg(harness::runtime::builder());
+    command
+        .current_dir(bed.path(""))
+        .env("BERTH_ROOT", bed.path("store"))
+        .env("BERTH_RUNTIME", harness::runtime::path());
+    write(&bed, "c/Shell", "FROM base\nRUN echo found-it > /left; false\n");
+    let out = finish(&mut command);
+    assert!(out.code == Some(125) && out.stdout.contains("found-it"), "{out:?}");
     // All of it is on the disk.
     let logs = fs::read_dir(bed.path("store/logs")).expect("logs").flatten();
     assert!(logs.map(|l| fs::read_to_string(l.path()).unwrap_or_default()).any(|l| l.contains("before")));

@@ -171,6 +171,9 @@ pub struct Build {
     /// Leave out of the image how it was made
     #[arg(long)]
     omit_history: bool,
+    /// After a command that fails, start a shell where it was
+    #[arg(long)]
+    debug_shell: bool,
     /// Only check the Dockerfile
     #[arg(long)]
     check: bool,
@@ -289,6 +292,24 @@ impl Bases for Sources<'_> {
     }
 }
 
+/// The same for who builds step by step.
+pub struct Prepared<'a>(Sources<'a>);
+
+impl<'a> Prepared<'a> {
+    pub fn new(
+        app: &'a App,
+        store: &'a Store,
+        registry: &'a Registry,
+        platform: Option<String>,
+    ) -> Prepared<'a> {
+        Prepared(Sources { app, store, registry, pull: Pull::Missing, platform, caches: Vec::new() })
+    }
+
+    pub fn bases(&self) -> &dyn Bases {
+        &self.0
+    }
+}
+
 /// `NAME=VALUE`.
 fn pairs(flag: &str, all: &[String]) -> Result<BTreeMap<String, String>> {
     let pair = |text: &String| {
@@ -393,6 +414,17 @@ impl Build {
         Ok(all)
     }
 
+    /// How commands are run where nothing else is asked for.
+    pub fn default_sandbox(app: &App) -> Result<sandbox::Settings> {
+        #[derive(clap::Parser)]
+        struct Plain {
+            #[command(flatten)]
+            build: Build,
+        }
+        let plain: Plain = clap::Parser::parse_from(["build"]);
+        plain.build.sandbox(app)
+    }
+
     fn sandbox(&self, app: &App) -> Result<sandbox::Settings> {
         let mut resources = serde_json::Map::new();
         if let Some(text) = &self.memory {
@@ -463,6 +495,7 @@ impl Build {
             drop: self.cap_drop.iter().map(capability).collect(),
             no_new_privileges,
             network: self.network.clone().filter(|n| n != "default"),
+            debug_shell: self.debug_shell,
             mapped,
         })
     }
@@ -522,8 +555,10 @@ pub fn build(app: &App, args: Build) -> Result<i32> {
                 let log = watch.log();
                 let e: Result<i32> = Err(e);
                 return e.hint(|| match log {
-                    Some(path) => format!("all that was said: {}", path.display()),
-                    None => "the output above tells what went wrong".to_owned(),
+                    Some(path) => {
+                        format!("--debug-shell starts a shell there; all that was said: {}", path.display())
+                    }
+                    None => "--debug-shell starts a shell there".to_owned(),
                 });
             }
             Err(e)

@@ -76,6 +76,8 @@ pub struct Settings {
     pub drop: Vec<String>,
     pub no_new_privileges: bool,
     pub network: Option<String>,
+    /// A command that fails is followed by a shell in its place.
+    pub debug_shell: bool,
     /// We are in a user namespace, with so many ids.
     pub mapped: Option<u64>,
 }
@@ -195,6 +197,9 @@ pub fn run(
     let bytes = serde_json::to_vec(&config)?;
     std::fs::write(room.join("config.json"), bytes).context("write the step's config.json")?;
     let status = execute(settings, &room, &name, output)?;
+    if status != 0 && settings.debug_shell {
+        shell(settings, &room, &format!("{name}-shell"), config)?;
+    }
     drop(_root);
     let changed =
         !sys::path::list(bundle::open_root(&upper)?.as_fd()).context("look for what changed")?.is_empty();
@@ -450,6 +455,23 @@ const ALL_CAPABILITIES: [&str; 41] = [
     "BPF",
     "CHECKPOINT_RESTORE",
 ];
+
+/// Let somebody look around where a command has failed; what is done there is lost.
+fn shell(settings: &Settings, room: &Path, name: &str, mut config: Value) -> Result<()> {
+    use std::io::IsTerminal;
+    config["process"]["args"] = json!(["/bin/sh"]);
+    config["process"]["terminal"] = json!(std::io::stdin().is_terminal());
+    if let Some(path) = config["linux"]["cgroupsPath"].as_str().map(|p| format!("{p}-shell")) {
+        config["linux"]["cgroupsPath"] = json!(path);
+    }
+    std::fs::write(room.join("config.json"), serde_json::to_vec(&config)?)
+        .context("write the shell's config.json")?;
+    let mut command = std::process::Command::new(&settings.runtime);
+    command.arg("--root").arg(room.join("state")).args(["run", "--bundle"]).arg(room).arg(name).env_clear();
+    sys::process::die_with_parent(&mut command);
+    // However it ends, the step has failed.
+    command.status().with_context(|| format!("start {}", settings.runtime.display())).map(drop)
+}
 
 /// Run the bundle to its end.
 fn execute(settings: &Settings, room: &Path, name: &str, output: &mut dyn FnMut(&[u8])) -> Result<i32> {

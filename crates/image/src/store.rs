@@ -14,6 +14,7 @@
 //!     layer.json          bytes and entries of the tree
 //!     tree/               unpacked, in the form that overlayfs stacks; there only when it is whole and on the disk
 //!   steps/<key>/          what a step of a build came to: `step.json`, and the tree of its layer until an image has that
+//!   containers/           a file for each working container: what it needs
 //!   mounts/               a record for each mount of an image, and the folders of those that have none of their own
 //!   tmp/                  what is not whole yet: trees, blobs where the file system knows no nameless files (O_TMPFILE), and
 //!                         journals; each is locked by its writer, and undone by the next command once nobody does
@@ -31,6 +32,7 @@ mod endpoint;
 mod layers;
 mod mounts;
 mod names;
+mod pins;
 mod steps;
 mod sweep;
 mod usage;
@@ -53,6 +55,7 @@ pub use endpoint::{Reading, Receiving, Unpack};
 pub use layers::{Holder, Layer};
 pub use mounts::Mounted;
 pub use names::Image;
+pub use pins::Pin;
 pub use steps::{Archive, Kept, Step};
 pub use sweep::{Freed, Reached, Wait};
 pub use usage::{ImageUsage, Part, Usage};

@@ -205,7 +205,9 @@ impl Store {
             },
         };
         let (mut count, mut bytes) = (0, 0);
-        for kept in self.steps_sized()?.iter().filter(|kept| goes(kept.used)) {
+        let pinned: Vec<Digest> = self.pins()?.into_iter().flat_map(|(_, pin)| pin.steps).collect();
+        let free = |kept: &&Kept| goes(kept.used) && !pinned.contains(&kept.key);
+        for kept in self.steps_sized()?.iter().filter(free) {
             let path = Self::step_path(&kept.key);
             addition::remove(self.fd.as_fd(), &format!("{path}/{RECORD}"))
                 .with_context(|| format!("remove {}/{path}", self.root.display()))?;

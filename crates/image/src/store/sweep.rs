@@ -45,6 +45,10 @@ impl Store {
                 damaged(&image, e);
             }
         }
+        for (_, pin) in self.pins()? {
+            reached.blobs.extend(pin.blobs);
+            reached.layers.extend(pin.layers);
+        }
         Ok(reached)
     }
 

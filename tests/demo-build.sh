@@ -7,8 +7,8 @@ builder=$(readlink -f "${1:?usage: demo-build.sh BUILDER RUNTIME}") runtime=$(re
 [[ $EUID = 0 ]] || { echo "demo: needs root (debootstrap)" >&2; exit 1; }
 command -v debootstrap >/dev/null || { echo "demo: no debootstrap; apt-get install debootstrap" >&2; exit 1; }
 
-if [[ -t 1 ]]; then bold=$'\e[1m' dim=$'\e[2m' green=$'\e[32m' red=$'\e[31m' off=$'\e[0m'; else bold='' dim='' green='' red='' off=''; fi
-dir=$(mktemp -d /var/tmp/berth-demo.XXXXXX) step=0
+. "$(dirname "$0")/demo-lib.sh"
+dir=$(mktemp -d /var/tmp/berth-demo.XXXXXX)
 mkdir -p "$dir/bin"
 printf '#!/bin/sh\nexec env BERTH_RUNTIME=%q %q --root %q "$@"\n' "$runtime" "$builder" "$dir/store" >"$dir/bin/berth-builder"
 printf '#!/bin/sh\nexec %q --root %q "$@"\n' "$runtime" "$dir/state" >"$dir/bin/berth-runtime"
@@ -20,24 +20,9 @@ finish() {
 	trap - EXIT
 	cd /
 	rm -rf --one-file-system "$dir"
-	if [[ $status = 0 ]]; then
-		printf '\n%sDemo done: %d steps, nothing left behind.%s\n' "$green$bold" "$step" "$off"
-	else
-		printf '\n%sDemo FAILED in step %d.%s\n' "$red$bold" "$step" "$off" >&2
-	fi
-	exit "$status"
+	ended "$status"
 }
 trap finish EXIT
-fail() { printf '%sdemo: %s%s\n' "$red" "$*" "$off" >&2; exit 1; }
-title() { step=$((step + 1)); printf '\n%s%d. %s%s\n' "$bold" "$step" "$*" "$off"; }
-show() { # show COMMAND: print it, run it, show its output indented; the output stays in $out
-	local status=0
-	printf '%s$ %s%s\n' "$dim" "$1" "$off"
-	out=$(eval "$1" 2>&1 </dev/null) || status=$?
-	if [[ -n $out ]]; then printf '%s\n' "$out" | sed 's/^/    /'; fi
-	[[ $status = ${2:-0} ]] || fail "this command ended with status $status"
-}
-expect() { grep -qE -- "$1" <<<"$out" || fail "expected to see: $1"; }
 
 printf '%sberth-builder: from a Dockerfile to a running container, without a daemon%s  (%s)\n' "$bold" "$off" "$("$builder" --version)"
 

@@ -8,9 +8,9 @@ runtime=$(readlink -f "${1:?usage: demo.sh RUNTIME_BINARY}")
 busybox=$(command -v busybox) || { echo "demo: no busybox; apt-get install busybox-static" >&2; exit 1; }
 command -v jq >/dev/null || { echo "demo: no jq; apt-get install jq" >&2; exit 1; }
 
-if [[ -t 1 ]]; then bold=$'\e[1m' dim=$'\e[2m' green=$'\e[32m' red=$'\e[31m' off=$'\e[0m'; else bold='' dim='' green='' red='' off=''; fi
+. "$(dirname "$0")/demo-lib.sh"
 dir=$(mktemp -d /var/tmp/berth-demo.XXXXXX)
-id=hello-$$ step=0
+id=hello-$$
 export PATH=$dir/bin:$PATH
 mkdir -p "$dir/bin" "$dir/state"
 # The state lies in the demo's own folder, so that it meddles with no other container.
@@ -25,32 +25,9 @@ finish() {
 	if [[ -n ${logger:-} ]]; then kill "$logger" 2>/dev/null || true; fi
 	cd /
 	rm -rf --one-file-system "$dir"
-	if [[ $status = 0 ]]; then
-		printf '\n%sDemo done: %d steps, nothing left behind.%s\n' "$green$bold" "$step" "$off"
-	else
-		printf '\n%sDemo FAILED in step %d.%s\n' "$red$bold" "$step" "$off" >&2
-	fi
-	exit "$status"
+	ended "$status"
 }
 trap finish EXIT
-fail() { printf '%sdemo: %s%s\n' "$red" "$*" "$off" >&2; exit 1; }
-
-title() { step=$((step + 1)); printf '\n%s%d. %s%s\n' "$bold" "$step" "$*" "$off"; }
-show() { # show COMMAND: print it, run it, show its output indented; the output stays in $out
-	local status=0
-	printf '%s$ %s%s\n' "$dim" "$1" "$off"
-	out=$(eval "$1" 2>&1 </dev/null) || status=$?
-	if [[ -n $out ]]; then printf '%s\n' "$out" | sed 's/^/    /'; fi
-	[[ $status = 0 ]] || fail "this command ended with status $status"
-}
-refuse() { # refuse COMMAND: one that has to fail
-	local status=0
-	printf '%s$ %s%s\n' "$dim" "$1" "$off"
-	out=$(eval "$1" 2>&1 </dev/null) || status=$?
-	printf '%s\n' "$out" | sed 's/^/    /'
-	[[ $status != 0 ]] || fail "this command should have been refused"
-}
-expect() { grep -qE -- "$1" <<<"$out" || fail "expected to see: $1"; }
 
 printf '%sberth-runtime: one container, from an empty folder to nothing left%s  (%s, kernel %s)\n' "$bold" "$off" "$("$runtime" --version | head -1)" "$(uname -r)"
 

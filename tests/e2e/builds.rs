@@ -293,6 +293,26 @@ fn secrets_leave_no_trace() {
 }
 
 #[test]
+fn an_agent_is_where_programs_look_for_it() {
+    let bed = bed(&["store"]);
+    let socket = bed.path("agent");
+    let agent = std::os::unix::net::UnixListener::bind(&socket).expect("bind a socket");
+    write(
+        &bed,
+        "c/Dockerfile",
+        "FROM base\nRUN --mount=type=ssh [ -S \"$SSH_AUTH_SOCK\" ]\n\
+        RUN --mount=type=ssh,id=other,target=/a/sock,required [ \"$SSH_AUTH_SOCK\" = /a/sock ] && [ -S /a/sock ]\n\
+        RUN [ -z \"$SSH_AUTH_SOCK\" ] && [ ! -e /a ]\n",
+    );
+    let of = socket.to_string_lossy();
+    let (one, other) = (format!("default={of}"), format!("other={of}"));
+    on(&bed, "store", &["build", "--ssh", &one, "--ssh", &other, "c"]).success();
+    let out = on(&bed, "store", &["build", "--no-cache", "--ssh", "default=host-file", "c"]);
+    assert!(out.code == Some(125) && out.stderr.contains("--ssh default=host-file"), "{out:?}");
+    drop(agent);
+}
+
+#[test]
 fn errors_show_the_line_and_change_nothing() {
     let bed = bed(&["store"]);
     let failing = "FROM base\n# about\nRUN echo before && \\\n    exit 3\nRUN true\n";

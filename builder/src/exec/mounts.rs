@@ -29,7 +29,7 @@ pub(super) struct Wanted<'b> {
     /// What of them its result depends on.
     pub key: Value,
     mounts: Vec<(Mount, Option<From<'b>>, Option<Digest>)>,
-    /// Variables that are secrets.
+    /// Variables that nobody but the command sees.
     pub secrets: Vec<(String, String)>,
 }
 
@@ -38,6 +38,9 @@ pub(super) struct Given {
     pub all: Vec<Bound>,
     pub held: Vec<OwnedFd>,
 }
+
+/// Where programs look for an agent: ssh-agent(1).
+const AGENT: &str = "SSH_AUTH_SOCK";
 
 impl<'b> Running<'b, '_> {
     /// Look at what a command wants mounted.
@@ -106,6 +109,10 @@ impl<'b> Running<'b, '_> {
                             bail!("ssh {id:?} is required, and the build was not given it (--ssh {id})")
                         }
                         None => continue,
+                        // The first is what programs find.
+                        Some(_) if !wanted.secrets.iter().any(|(name, _)| name == AGENT) => {
+                            wanted.secrets.push((AGENT.to_owned(), target.clone()));
+                        }
                         Some(_) => {}
                     }
                 }

@@ -293,6 +293,36 @@ fn secrets_leave_no_trace() {
 }
 
 #[test]
+fn many_builds_and_whoever_tidies_up_at_the_same_time() {
+    let bed = bed(&["store"]);
+    write(&bed, "c/Dockerfile", PROGRAM);
+    write(&bed, "c/src/a", "a\n");
+    write(&bed, "c/src/b", "b\n");
+    on(&bed, "store", &["build", "-t", "first", "c"]).success();
+    let first = digest(&bed, "store", "first");
+    for more in [&[][..], &["--no-cache"]] {
+        on(&bed, "store", &["rmi", "first"]);
+        on(&bed, "store", &["prune", "--build-cache"]).success();
+        std::thread::scope(|scope| {
+            for n in 0..4 {
+                let bed = &bed;
+                scope.spawn(move || {
+                    on(bed, "store", &[&["build", "-t", &format!("app:{n}"), "c"], more].concat()).success();
+                });
+            }
+            for _ in 0..3 {
+                on(&bed, "store", &["prune", "--force"]).success();
+                on(&bed, "store", &["prune", "--build-cache"]).success();
+            }
+        });
+        for n in 0..4 {
+            assert_eq!(digest(&bed, "store", &format!("app:{n}")), first);
+        }
+        on(&bed, "store", &["check"]).success();
+    }
+}
+
+#[test]
 fn an_agent_is_where_programs_look_for_it() {
     let bed = bed(&["store"]);
     let socket = bed.path("agent");

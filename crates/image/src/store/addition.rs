@@ -417,10 +417,11 @@ impl Addition<'_> {
         for blob in &self.blobs {
             blob.link(store).with_context(|| format!("name blob {}", blob.digest))?;
         }
+        // A tree and what is said of it belong together, whoever else brings the same layer.
+        let _lock = store.lock_file(INDEX_LOCK, FlockOperation::LockExclusive)?;
         for (diff_id, tree, layer) in &mut self.layers {
             store.name_tree(diff_id, tree, layer)?;
         }
-        let _lock = store.lock_file(INDEX_LOCK, FlockOperation::LockExclusive)?;
         store.record_holders(&self.holders)?;
         if told {
             store.sync()?;
@@ -457,6 +458,10 @@ impl Store {
         };
         let Some(from) = from else { return Ok(()) };
         let naming = || format!("name layer {diff_id}");
+        // Somebody else was first: the two are the same.
+        if self.exists(&Self::tree_path(diff_id))? {
+            return Ok(());
+        }
         self.make_layer_dir(diff_id)?;
         layer.write(self, diff_id)?;
         match rustix::fs::renameat(&self.fd, from, &self.fd, Self::tree_path(diff_id)) {
@@ -467,8 +472,6 @@ impl Store {
                 }
                 Ok(())
             }
-            // Somebody else was first: the two are the same.
-            Err(Errno::EXIST | Errno::NOTEMPTY) => Ok(()),
             Err(e) => Err(e).with_context(naming),
         }
     }

@@ -22,6 +22,8 @@ use crate::layer::whiteout::Privilege;
 pub(super) const STEPS: &str = "steps";
 /// What `RUN --mount=type=cache` keeps: a folder each, with `.lock` and `.id` beside.
 const CACHES: &str = "caches";
+/// flock: exclusive for whoever changes records of steps.
+const STEPS_LOCK: &str = "steps.lock";
 const RECORD: &str = "step.json";
 const TREE: &str = "tree";
 const RECORD_MOST: u64 = 64 << 20;
@@ -113,6 +115,9 @@ impl Store {
         let keeping = || format!("keep {}/{path}", self.root.display());
         self.make(STEPS)?;
         self.make(&path)?;
+        let _lock = self.lock_file(STEPS_LOCK, FlockOperation::LockExclusive)?;
+        // Another build may have made it, and an image of it.
+        let layer = step.layer.clone().or_else(|| self.step(key).ok().flatten()?.layer);
         if let Some((mut tree, name)) = tree
             && let Some(from) = tree.path()
         {
@@ -124,7 +129,7 @@ impl Store {
                 Err(e) => return Err(e).with_context(keeping),
             }
         }
-        self.write_step(key, &Step { boot: Self::boot(), ..step.clone() })
+        self.write_step(key, &Step { boot: Self::boot(), layer, ..step.clone() })
     }
 
     fn write_step(&self, key: &Digest, step: &Step) -> Result<()> {
@@ -291,17 +296,23 @@ impl Addition<'_> {
             return Ok(());
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let tree = rustix::fs::openat(&store.fd, &path, flags, Mode::empty())
-            .with_context(|| format!("open {}/{path}", store.root.display()))?;
+        let tree = match rustix::fs::openat(&store.fd, &path, flags, Mode::empty()) {
+            Ok(tree) => tree,
+            // Another build has made an image of it just now.
+            Err(Errno::NOENT) => return Ok(()),
+            Err(e) => return Err(e).with_context(|| format!("open {}/{path}", store.root.display())),
+        };
         let layer = super::Layer::of_tree(tree.as_fd())?;
         // Told before it is so: whoever looks for the tree looks at both places.
-        store.write_step(key, &Step { layer: Some(diff_id.clone()), ..step.clone() })?;
+        let _lock = store.lock_file(STEPS_LOCK, FlockOperation::LockExclusive)?;
+        store.write_step(key, &Step { layer: Some(diff_id.clone()), boot: Store::boot(), ..step.clone() })?;
         self.add_moving(diff_id.clone(), path, layer);
         Ok(())
     }
 
     /// What was kept has reached the disk with this: the steps count after the next start of the machine, too.
     pub fn settle(store: &Store, steps: &[Digest]) -> Result<()> {
+        let _lock = store.lock_file(STEPS_LOCK, FlockOperation::LockExclusive)?;
         for key in steps {
             if let Some(step) = store.step(key)?
                 && step.boot.is_some()

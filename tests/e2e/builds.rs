@@ -10,12 +10,16 @@ use harness::{Bed, Output, finish, json};
 
 /// The builder on one of the bed's stores.
 fn on(bed: &Bed, store: &str, args: &[&str]) -> Output {
+    finish(&mut command(bed, store, args))
+}
+
+fn command(bed: &Bed, store: &str, args: &[&str]) -> Command {
     let mut command = Command::new(harness::runtime::builder());
     command.args(args).current_dir(bed.path("")).env_clear();
     command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command.env("BERTH_ROOT", bed.path(store)).env("HOME", bed.path("home")).env("TMPDIR", bed.path("tmp"));
     command.env("BERTH_RUNTIME", harness::runtime::path()).env(harness::leaks::MARK, &bed.unique);
-    finish(&mut command)
+    command
 }
 
 /// A bed with an image `base` in these stores.
@@ -305,10 +309,9 @@ fn many_builds_and_whoever_tidies_up_at_the_same_time() {
         on(&bed, "store", &["prune", "--build-cache"]).success();
         std::thread::scope(|scope| {
             for n in 0..4 {
-                let bed = &bed;
-                scope.spawn(move || {
-                    on(bed, "store", &[&["build", "-t", &format!("app:{n}"), "c"], more].concat()).success();
-                });
+                let name = format!("app:{n}");
+                let mut build = command(&bed, "store", &[&["build", "-t", &name, "c"], more].concat());
+                scope.spawn(move || finish(&mut build).success());
             }
             for _ in 0..3 {
                 on(&bed, "store", &["prune", "--force"]).success();

@@ -8,6 +8,7 @@
 //! | [`copy`] | where do they go, and what are they like there? |
 //! | [`add`] | what does ADD fetch or unpack? |
 //! | [`layer`] | how does a step that needs no container make a layer? |
+//! | [`splice`] | how is one made of what it was before? |
 //! | [`sandbox`] | how is a `RUN` run? |
 //! | [`mounts`] | what does it find mounted? |
 //! | [`real`] | where does a path lead in a tree that nobody trusts? |
@@ -27,6 +28,7 @@ pub mod mounts;
 pub mod pick;
 pub mod real;
 pub mod sandbox;
+pub mod splice;
 pub mod stage;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -301,23 +303,22 @@ impl Build<'_> {
             }
         }
         let mut implied = Vec::new();
-        let mut base = 0;
-        for (n, layer) in layers.iter().enumerate() {
+        let mut steps = Vec::new();
+        for layer in layers {
             implied.push(match layer {
                 Layer::Base { diff_id, .. } => {
-                    base = n + 1;
                     let missing = || format!("layer {diff_id} is not unpacked");
                     let tree = self.store.tree(diff_id)?.with_context(missing)?;
                     let implied = self.store.layer(diff_id)?.with_context(missing)?.implied();
                     image::rootfs::Unpacked { tree, implied }
                 }
                 Layer::Step(key) => {
-                    image::rootfs::Unpacked { tree: self.step_tree(key)?, implied: Default::default() }
+                    steps.extend(self.step_trees(key)?);
+                    continue;
                 }
             });
         }
         // What archives leave unsaid of their folders is told in one more layer.
-        let steps = implied.split_off(base);
         let mended = image::rootfs::mend(&implied, image::layer::whiteout::Privilege::own())?;
         let mut trees: Vec<OwnedFd> = implied.into_iter().map(|u| u.tree).collect();
         if !mended.is_empty() {
@@ -329,7 +330,7 @@ impl Build<'_> {
             )?;
             trees.push(self.addition.hold(tree)?);
         }
-        trees.extend(steps.into_iter().map(|u| u.tree));
+        trees.extend(steps);
         Ok(trees)
     }
 
@@ -338,11 +339,11 @@ impl Build<'_> {
         self.mounted(layers)
     }
 
-    /// The tree of a step's layer; where there is only an archive, it is unpacked.
-    fn step_tree(&self, key: &Digest) -> Result<OwnedFd> {
-        let step = self.store.step(key)?.context("a step has gone meanwhile")?;
-        if let Some(tree) = self.store.step_tree(key, &step)? {
-            return Ok(tree);
+    /// The tree of a step's layer, or two, the lower first; where there is only an archive, it is unpacked.
+    fn step_trees(&self, key: &Digest) -> Result<Vec<OwnedFd>> {
+        let mut step = self.store.step(key)?.context("a step has gone meanwhile")?;
+        if let Some(trees) = self.store.step_trees(key, &step)? {
+            return Ok(trees);
         }
         let made = lock(&self.shared.blobs).get(key).map(Blob::file).transpose()?;
         let file = match made {
@@ -362,10 +363,11 @@ impl Build<'_> {
         let from = std::io::BufReader::with_capacity(256 << 10, file);
         image::layer::apply::apply(from, std::os::fd::AsFd::as_fd(&tree), self.store.tree_options()?)
             .with_context(|| format!("unpack the layer of {}", step.title))?;
+        step.over = None;
         self.store.keep_step(key, &step, Some((tree, "")))?;
         lock(&self.shared.kept).push(key.clone());
         let step = self.store.step(key)?.context("a step has gone meanwhile")?;
-        self.store.step_tree(key, &step)?.context("a step has gone meanwhile")
+        self.store.step_trees(key, &step)?.context("a step has gone meanwhile")
     }
 }
 

@@ -326,6 +326,69 @@ fn many_builds_and_whoever_tidies_up_at_the_same_time() {
 }
 
 #[test]
+fn a_layer_made_of_the_one_before_is_what_it_would_be_anew() {
+    let bed = bed(&["store"]);
+    write(
+        &bed,
+        "c/Dockerfile",
+        "FROM base\nCOPY tree /app\nCOPY tree /bin/\nRUN cat /app/*/f* > /all && ls -R /app /bin > /names\n",
+    );
+    for n in 0..200 {
+        write(&bed, &format!("c/tree/d{}/f{n}", n % 8), format!("content {n}\n"));
+    }
+    write(&bed, "c/tree/date", "not the date\n");
+    let run = |program: &str, args: &[&str]| {
+        assert!(
+            Command::new(program)
+                .args(args)
+                .current_dir(bed.path("c/tree"))
+                .status()
+                .expect(program)
+                .success()
+        );
+    };
+    let mut n = 0;
+    let mut same = |what: &str| {
+        n += 1;
+        let out = on(&bed, "store", &["build", "-t", "app", "c"]).success();
+        on(&bed, &format!("clean{n}"), &["load", "-i", "base.tar"]).success();
+        on(&bed, &format!("clean{n}"), &["build", "-t", "app", "c"]).success();
+        assert_eq!(digest(&bed, "store", "app"), digest(&bed, &format!("clean{n}"), "app"), "{what}");
+        let over = Command::new("find")
+            .arg(bed.path("store/steps"))
+            .args(["-name", "over-*"])
+            .output()
+            .expect("find");
+        (out.stderr, String::from_utf8_lossy(&over.stdout).lines().count())
+    };
+    assert_eq!(same("new").1, 0);
+    write(&bed, "c/tree/d3/f11", "another\n");
+    assert_eq!(same("edited").1, 2);
+    write(&bed, "c/tree/d3/more/new", "new\n");
+    run("rm", &["d4/f12"]);
+    run("rm", &["-r", "d5/f13", "d5/f21"]);
+    assert_eq!(same("more and less").1, 4);
+    run("chmod", &["700", "d6"]);
+    run("ln", &["-s", "f14", "d6/link"]);
+    assert_eq!(same("modes and links").1, 6);
+    // What was over something of the base brings it back, which a tree above another would hide.
+    run("rm", &["date"]);
+    assert_eq!(same("a lower file comes back").1, 7);
+    // The tree below goes with its image; what lay above it is made of the archive.
+    on(&bed, "store", &["prune", "--force"]).success();
+    write(&bed, "c/Dockerfile", "FROM base\nCOPY tree /app\nCOPY tree /bin/\nRUN ls -R /app /bin > /names\n");
+    same("another command");
+    run("rm", &["-r", "d1"]);
+    run("ln", &["d2/f2", "d2/hard"]);
+    same("hard links");
+    write(&bed, "c/tree/d2/f2", "changed\n");
+    same("a file with two names");
+    run("rm", &["-r", "d2"]);
+    write(&bed, "c/tree/d2", "a file now\n");
+    same("a file in a folder's place");
+}
+
+#[test]
 fn an_agent_is_where_programs_look_for_it() {
     let bed = bed(&["store"]);
     let socket = bed.path("agent");

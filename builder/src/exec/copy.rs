@@ -51,7 +51,7 @@ impl<'a> Placing<'a, '_> {
                 _ => FileType::RegularFile,
             }));
         }
-        let Some(view) = self.view else { return Ok(None) };
+        let Some(view) = self.view.filter(|_| !self.entries.is_in_new(path)) else { return Ok(None) };
         Ok(real::stat(view, path)?.map(|stat| FileType::from_raw_mode(stat.st_mode)))
     }
 
@@ -78,7 +78,7 @@ impl<'a> Placing<'a, '_> {
                             .with_context(title)?;
                     }
                     Some(_) => bail!("{}: it is no folder", title()),
-                    None => {}
+                    None => self.entries.is_new(&path),
                 }
             }
             self.entries.put(header, Content::None);
@@ -135,6 +135,7 @@ impl<'a> Placing<'a, '_> {
                     continue;
                 }
                 match (kind, self.kind_below(&path)?) {
+                    (Kind::Directory, None) => self.entries.is_new(&path),
                     (Kind::Directory, Some(found)) if found != FileType::Directory => {
                         bail!("{}: it is no folder, and a folder cannot take its place", title(&path))
                     }

@@ -1,21 +1,21 @@
 //! How does a step that needs no container make a layer? Its entries are written as an archive, and at the same time, if somebody
 //! will look at it, as a tree.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io::{BufWriter, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 
-use anyhow::{Context, Result, bail};
-use image::Store;
+use anyhow::{Context, Result, bail, ensure};
 use image::digest::Algorithm;
 use image::layer::apply::apply;
 use image::layer::pipe::{PipeWriter, pipe};
 use image::layer::tar::{Header, Kind, Writer};
 use image::layer::walk;
 use image::store::{Addition, Blob, Tree};
-use image::workers;
+use image::{Digest, Store, workers};
 
 use super::pick::Item;
+use super::splice::{self, Before, Known, List};
 
 /// A layer that was made.
 #[derive(Debug)]
@@ -24,6 +24,10 @@ pub struct Made {
     /// Bytes of files.
     pub bytes: u64,
     pub tree: Option<Tree>,
+    /// The tree holds only what is other than in that of this step.
+    pub over: Option<Digest>,
+    /// What is in the archive, for the next of its kind.
+    pub list: Option<List>,
 }
 
 /// What becomes of an entry's content.
@@ -37,63 +41,141 @@ pub enum Content<'a> {
 
 /// The entries of a layer in their order; of several with one path the last counts.
 #[derive(Debug, Default)]
-pub struct Entries<'a>(BTreeMap<Vec<u8>, (Header, Content<'a>)>);
+pub struct Entries<'a> {
+    all: BTreeMap<Vec<u8>, (Header, Content<'a>)>,
+    /// Folders of which no lower layer knows.
+    new: HashSet<Vec<u8>>,
+}
 
 impl<'a> Entries<'a> {
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.all.is_empty()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&Header, &Content<'a>)> {
+        self.all.values().map(|(header, content)| (header, content))
+    }
+
+    /// No lower layer has this folder.
+    pub fn is_new(&mut self, folder: &[u8]) {
+        self.new.insert(folder.to_vec());
+    }
+
+    /// Whether it is in a folder that no lower layer has.
+    pub fn is_in_new(&self, path: &[u8]) -> bool {
+        path.iter().rposition(|b| *b == b'/').is_some_and(|at| self.new.contains(&path[..at]))
     }
 
     /// So that each folder stands before what is in it, and names follow each other as in a walk.
-    fn key(path: &[u8]) -> Vec<u8> {
+    pub fn key(path: &[u8]) -> Vec<u8> {
         path.iter().map(|b| if *b == b'/' { 0 } else { *b }).collect()
     }
 
     pub fn has(&self, path: &[u8]) -> bool {
-        self.0.contains_key(&Self::key(path))
+        self.all.contains_key(&Self::key(path))
     }
 
     pub fn get(&self, path: &[u8]) -> Option<&Header> {
-        self.0.get(&Self::key(path)).map(|(header, _)| header)
+        self.all.get(&Self::key(path)).map(|(header, _)| header)
     }
 
     pub fn put(&mut self, header: Header, content: Content<'a>) {
-        self.0.insert(Self::key(&header.path), (header, content));
+        self.all.insert(Self::key(&header.path), (header, content));
     }
 }
 
-/// Make a layer of these entries; its tree, too, if `tree` says so. In the archive no time is later than `latest`.
-pub fn make(addition: &Addition<'_>, entries: &Entries<'_>, latest: Option<i64>, tree: bool) -> Result<Made> {
-    write(addition, latest, tree, |writing| write_entries(entries, writing))
+/// Make a layer of these entries; its tree, too, if `tree` says so. In the archive no time is later than `latest`. What is as it was
+/// `before` is not read again; `view` is of the layers below.
+pub fn make(
+    addition: &Addition<'_>,
+    entries: &Entries<'_>,
+    latest: Option<i64>,
+    tree: bool,
+    before: Option<&Before>,
+    view: Option<BorrowedFd<'_>>,
+) -> Result<Made> {
+    let Some(identities) = splice::identities(entries, latest) else {
+        return write(addition, latest, tree, |writing| write_entries(entries, writing));
+    };
+    let mut over = None;
+    let mut small = None;
+    if let Some(before) = before
+        && tree
+        && let Some((key, list)) = &before.tree
+        && let Some(delta) = splice::delta(entries, &identities, list, view)?
+    {
+        small = Some(write_tree(addition, entries, &delta)?);
+        over = Some(key.clone());
+    }
+    let mut made = match before {
+        Some(before) if !tree || small.is_some() => {
+            write(addition, latest, false, |writing| splice::archive(entries, &identities, before, writing))?
+        }
+        _ => write(addition, latest, tree, |writing| write_entries(entries, writing))?,
+    };
+    if small.is_some() {
+        (made.tree, made.over) = (small, over);
+    }
+    match &mut made.list {
+        Some(list) if list.0.len() == identities.len() => {
+            list.0.iter_mut().zip(identities).for_each(|(known, identity)| known.identity = identity);
+        }
+        list => *list = None,
+    }
+    Ok(made)
+}
+
+/// Make a tree of what is other alone.
+fn write_tree(addition: &Addition<'_>, entries: &Entries<'_>, delta: &splice::Delta) -> Result<Tree> {
+    let tree = addition.tree()?;
+    let mut to = Writer::new(Vec::new());
+    splice::write_delta(entries, delta, |header, content| {
+        let (header, mut content) = open(header, content)?;
+        to.header(&header)?;
+        if header.kind == Kind::File {
+            let copied = std::io::copy(&mut content, &mut to)?;
+            ensure!(copied == header.size, "it has become shorter meanwhile");
+        }
+        Ok(())
+    })?;
+    apply(&mut &to.finish()?[..], tree.as_fd(), addition.store().tree_options()?)?;
+    Ok(tree)
+}
+
+/// An entry with its content, as it is now.
+fn open<'c>(header: &Header, content: &'c Content<'_>) -> Result<(Header, Box<dyn Read + 'c>)> {
+    Ok(match content {
+        Content::None => (header.clone(), Box::new(std::io::empty())),
+        Content::Bytes(bytes) => {
+            (Header { size: bytes.len() as u64, ..header.clone() }, Box::new(&bytes[..]))
+        }
+        Content::File(item, root, own) => {
+            let file = item.open(*root).with_context(|| item.from.escape_ascii().to_string())?;
+            let mut header = header.clone();
+            let ids = (header.uid, header.gid);
+            match own {
+                true => walk::own_attributes(&mut header, file.as_fd())?,
+                false => walk::foreign_attributes(&mut header, file.as_fd())?,
+            }
+            // A note of the owner counts, unless another was asked for.
+            if !own || ids != (item.header.uid, item.header.gid) {
+                (header.uid, header.gid) = ids;
+            }
+            (header, Box::new(file))
+        }
+    })
 }
 
 /// Write all of them.
 pub fn write_entries(entries: &Entries<'_>, writing: &mut Writing<'_>) -> Result<()> {
-    for (header, content) in entries.0.values() {
-        let title = || header.title();
-        match content {
-            Content::None => writing.entry(header, &mut std::io::empty()).with_context(title)?,
-            Content::Bytes(bytes) => {
-                let header = Header { size: bytes.len() as u64, ..header.clone() };
-                writing.entry(&header, &mut &bytes[..]).with_context(title)?;
-            }
-            Content::File(item, root, own) => {
-                let mut file = item.open(*root).with_context(|| item.from.escape_ascii().to_string())?;
-                let mut header = header.clone();
-                let ids = (header.uid, header.gid);
-                match own {
-                    true => walk::own_attributes(&mut header, file.as_fd())?,
-                    false => walk::foreign_attributes(&mut header, file.as_fd())?,
-                }
-                // A note of the owner counts, unless another was asked for.
-                if !own || ids != (item.header.uid, item.header.gid) {
-                    (header.uid, header.gid) = ids;
-                }
-                writing.entry(&header, &mut file).with_context(title)?;
-            }
-        }
-    }
-    Ok(())
+    entries.iter().try_for_each(|(header, content)| write_entry(header, content, writing))
+}
+
+/// Write one of them.
+pub fn write_entry(header: &Header, content: &Content<'_>, writing: &mut Writing<'_>) -> Result<()> {
+    let title = || header.title();
+    let (header, mut content) = open(header, content).with_context(title)?;
+    writing.entry(&header, &mut content).with_context(title)
 }
 
 /// Takes entries, for the archive and for the tree.
@@ -103,15 +185,23 @@ pub struct Writing<'a> {
     latest: Option<i64>,
     buffer: Vec<u8>,
     bytes: u64,
+    list: List,
 }
 
 impl Writing<'_> {
     /// An entry with its content, which has as many bytes as the header says.
-    pub fn entry(&mut self, header: &Header, content: &mut impl Read) -> Result<()> {
+    pub fn entry(&mut self, header: &Header, content: &mut (impl Read + ?Sized)) -> Result<()> {
+        let begin = self.archive.position();
         match self.latest {
             Some(latest) => self.archive.header(&header.no_later_than(latest))?,
             None => self.archive.header(header)?,
         }
+        self.list.0.push(Known {
+            path: header.path.clone(),
+            kind: header.kind as u8,
+            identity: [0; 16],
+            range: (begin, self.archive.position()),
+        });
         if let Some(tree) = &mut self.tree {
             tree.header(header)?;
         }
@@ -139,7 +229,29 @@ impl Writing<'_> {
         }
         Ok(())
     }
+
+    /// Entries of another archive, as they stand there, for the archive alone; [`Writing::listed`] says what they are.
+    pub fn whole(&mut self, from: &mut impl Read) -> std::io::Result<()> {
+        if self.buffer.len() < WHOLE {
+            self.buffer.resize(WHOLE, 0);
+        }
+        self.archive.entries(from, &mut self.buffer)
+    }
+
+    /// The next of these entries; it has that many bytes.
+    pub fn listed(&mut self, header: &Header, length: u64) {
+        let begin = self.list.0.last().map_or(0, |known| known.range.1);
+        self.list.0.push(Known {
+            path: header.path.clone(),
+            kind: header.kind as u8,
+            identity: [0; 16],
+            range: (begin, begin + length),
+        });
+    }
 }
+
+/// Bytes that are taken over at a time.
+const WHOLE: usize = 1 << 20;
 
 /// Make a layer of what `fill` writes.
 pub fn write(
@@ -152,7 +264,7 @@ pub fn write(
     let mut writer = addition.writer(Algorithm::Sha256)?;
     let tree = if tree { Some(addition.tree()?) } else { None };
     let options = store.tree_options()?;
-    let bytes = std::thread::scope(|scope| -> Result<u64> {
+    let (bytes, list) = std::thread::scope(|scope| -> Result<(u64, List)> {
         let mut applying = None;
         let mut to_tree = None;
         if let Some(tree) = &tree {
@@ -161,9 +273,10 @@ pub fn write(
             applying = Some(workers::spawn(scope, move || apply(&mut from, tree.as_fd(), options))?);
         }
         let archive = Writer::new(BufWriter::with_capacity(256 << 10, &mut writer));
-        let mut writing = Writing { archive, tree: to_tree, latest, buffer: Vec::new(), bytes: 0 };
+        let list = List::default();
+        let mut writing = Writing { archive, tree: to_tree, latest, buffer: Vec::new(), bytes: 0, list };
         let filled = fill(&mut writing);
-        let Writing { archive, tree: to_tree, bytes, .. } = writing;
+        let Writing { archive, tree: to_tree, bytes, list, .. } = writing;
         let filled = filled.and_then(|()| {
             archive.finish()?.flush().context("write a layer")?;
             Ok(())
@@ -187,9 +300,9 @@ pub fn write(
         } else {
             filled?;
         }
-        Ok(bytes)
+        Ok((bytes, list))
     })?;
-    Ok(Made { blob: writer.finish(), bytes, tree })
+    Ok(Made { blob: writer.finish(), bytes, tree, over: None, list: Some(list) })
 }
 
 fn is_broken_pipe(e: &anyhow::Error) -> bool {

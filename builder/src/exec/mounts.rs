@@ -271,7 +271,7 @@ impl<'b> Running<'b, '_> {
         let to = if file.is_some() { "/file" } else { "/" };
         let how = How { to, owner: None, chmod: None, owned: false, parents: false };
         Placing { view: None, entries: &mut entries }.place(&found, opened.root(), how)?;
-        let made = make(build.addition, &entries, None, true)?;
+        let made = make(build.addition, &entries, None, true, None, None)?;
         let step = image::store::Step::of(&format!("the context's {source}, for --mount"));
         build.store.keep_step(&key, &step, made.tree.map(|t| (t, "")))?;
         lock(&build.shared.kept).push(key.clone());

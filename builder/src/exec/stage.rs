@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::copy::{self, Placing};
 use super::layer::{self, Entries};
 use super::mode::{self, Chmod};
+use super::splice::{Before, List};
 use super::{Build, Built, Event, How, Layer, lock, pick, sandbox};
 use crate::dockerfile::ast::{self, Instruction};
 use crate::dockerfile::parse;
@@ -24,6 +25,8 @@ use crate::plan::state::{self, Bring, State, Work};
 
 /// Changes when the same instruction makes something else than before.
 const EDITION: u32 = 1;
+/// In what is remembered of an instruction, the key of what it made.
+const MADE: &str = "made";
 
 /// What a step's result depends on, as a key.
 pub fn key(parts: &Value) -> Digest {
@@ -211,6 +214,9 @@ impl<'a> Build<'a> {
 /// A layer as an archive, as a tree (a folder of it), or as both.
 type Layered<'t> = (Option<Blob>, Option<(Tree, &'t str)>);
 
+/// An instruction of a Dockerfile, what its step depended on, and the step before it.
+type Series = (Digest, Value, Option<Digest>);
+
 /// What a step came to.
 pub(super) enum Effect {
     Nothing,
@@ -312,7 +318,13 @@ impl<'b, 'a> Running<'b, 'a> {
     }
 
     /// Keep what was made under its key; under another, if something else was made under that before. The key under which it is.
-    fn keep(&self, key: Digest, title: &str, made: Option<Layered<'_>>) -> Result<(Digest, Effect)> {
+    fn keep(
+        &self,
+        key: Digest,
+        title: &str,
+        made: Option<Layered<'_>>,
+        more: Option<(Option<Digest>, Option<List>)>,
+    ) -> Result<(Digest, Effect)> {
         let store = self.build.store;
         let mut step = Step::of(title);
         step.empty = made.is_none();
@@ -340,6 +352,12 @@ impl<'b, 'a> Running<'b, 'a> {
             step.archives.insert(self.label(), archive);
             lock(&self.build.shared.blobs).insert(kept_under.clone(), blob);
         }
+        if let Some((over, list)) = more {
+            step.over = over;
+            if let Some(list) = list {
+                store.keep_entries(&kept_under, &list.to_bytes())?;
+            }
+        }
         store.keep_step(&kept_under, &step, tree)?;
         let mut kept = lock(&self.build.shared.kept);
         kept.push(kept_under.clone());
@@ -351,8 +369,13 @@ impl<'b, 'a> Running<'b, 'a> {
         Ok((kept_under, effect))
     }
 
-    /// Tell what is other than in the last build of this instruction, and keep what it is now for the next.
-    fn tell_why(&self, number: usize, mut parts: Value, sources: Option<&[pick::Source]>) -> Result<()> {
+    fn keep_made(&self, key: Digest, title: &str, made: layer::Made) -> Result<(Digest, Effect)> {
+        let layer::Made { blob, tree, over, list, .. } = made;
+        self.keep(key, title, Some((Some(blob), tree.map(|t| (t, "")))), Some((over, list)))
+    }
+
+    /// Tell what is other than in the last build of this instruction.
+    fn tell_why(&self, number: usize, mut parts: Value, sources: Option<&[pick::Source]>) -> Result<Series> {
         let build = self.build;
         let place = match &build.contexts.main {
             Some(folder) => {
@@ -368,15 +391,48 @@ impl<'b, 'a> Running<'b, 'a> {
         }
         let before = build.store.step(&series)?.map(|step| step.note);
         if !self.no_cache
-            && let Some(text) = before.and_then(|before| why(&before, &parts))
+            && let Some(text) = before.as_ref().and_then(|before| why(before, &parts))
         {
             (build.tell)(Event::Note { step: number, text: &text });
         }
+        let made = before.and_then(|before| before[MADE].as_str()?.parse().ok());
+        Ok((series, parts, made))
+    }
+
+    /// Keep what an instruction depends on now, and what it made, for its next build.
+    fn remember(&self, (series, mut parts, _): Series, made: Option<&Digest>) -> Result<()> {
+        if let (Some(all), Some(made)) = (parts.as_object_mut(), made) {
+            all.insert(MADE.to_owned(), json!(made));
+        }
         let mut step = Step::of("what an instruction depended on");
         (step.empty, step.note) = (true, parts);
-        build.store.keep_step(&series, &step, None)?;
-        lock(&build.shared.kept).push(series);
+        self.build.store.keep_step(&series, &step, None)?;
+        lock(&self.build.shared.kept).push(series);
         Ok(())
+    }
+
+    /// The layer that the same instruction made before, if it is still here.
+    fn before(&self, key: &Digest) -> Result<Option<Before>> {
+        let store = self.build.store;
+        let list = |key: &Digest| -> Result<Option<List>> {
+            Ok(store.step_entries(key)?.as_deref().and_then(List::parse))
+        };
+        let Some(step) = store.step(key)? else { return Ok(None) };
+        let Some(archive) = step.archives.get(&self.label()) else { return Ok(None) };
+        if !store.has(&archive.diff_id)? {
+            return Ok(None);
+        }
+        let Some(entries) = list(key)? else { return Ok(None) };
+        let mut tree = None;
+        if store.step_tree(key, &step)?.is_some() {
+            tree = Some((key.clone(), entries.clone()));
+        } else if let Some(over) = &step.over
+            && let Some(lower) = store.step(over)?
+            && store.step_tree(over, &lower)?.is_some()
+        {
+            tree = list(over)?.map(|list| (over.clone(), list));
+        }
+        Ok(Some(Before { list: entries, archive: store.blob(&archive.diff_id)?, tree }))
     }
 
     fn run(&mut self, number: usize, run: &state::Run, title: &str) -> Result<(Effect, How)> {
@@ -402,7 +458,7 @@ impl<'b, 'a> Running<'b, 'a> {
             self.key = key;
             return Ok((effect, How::Cached));
         }
-        self.tell_why(number, parts, None)?;
+        self.remember(self.tell_why(number, parts, None)?, None)?;
         let build = self.build;
         let lowers = build.trees(&self.layers)?;
         let mut run = state::Run { environment, ..run.clone() };
@@ -428,7 +484,7 @@ impl<'b, 'a> Running<'b, 'a> {
             return Err(super::commit::Failed { status: outcome.status, step: number }.into());
         }
         let made = outcome.tree.map(|tree| (None, Some((tree, sandbox::UPPER))));
-        let (key, effect) = self.keep(key, title, made)?;
+        let (key, effect) = self.keep(key, title, made, None)?;
         self.key = key;
         Ok((effect, How::Made))
     }
@@ -554,7 +610,7 @@ impl<'b, 'a> Running<'b, 'a> {
                 (Some(tree), sources)
             }
         };
-        self.tell_why(number, parts, Some(&sources))?;
+        let series = self.tell_why(number, parts, Some(&sources))?;
         let view = if bring.link && !named_owner { None } else { Some(self.view()?) };
         let look = view.as_ref().map(AsFd::as_fd);
         let owner = bring
@@ -599,11 +655,23 @@ impl<'b, 'a> Running<'b, 'a> {
         }
         let made = if archives.is_empty() {
             if entries.is_empty() {
-                let (key, effect) = self.keep(key, title, None)?;
+                let (key, effect) = self.keep(key, title, None, None)?;
+                self.remember(series, None)?;
                 self.key = chain(&key);
                 return Ok((effect, How::Made));
             }
-            layer::make(build.addition, &entries, build.options.latest, wanted_later)?
+            let before = match &series.2 {
+                Some(key) if archives.is_empty() => self.before(key)?,
+                _ => None,
+            };
+            layer::make(
+                build.addition,
+                &entries,
+                build.options.latest,
+                wanted_later,
+                before.as_ref(),
+                if bring.link { None } else { look },
+            )?
         } else {
             let view = placing.view;
             let to = placing.resolve(bring.to.as_bytes())?;
@@ -619,8 +687,8 @@ impl<'b, 'a> Running<'b, 'a> {
                 wanted_later,
             )?
         };
-        let layer::Made { blob, tree, .. } = made;
-        let (key, effect) = self.keep(key, title, Some((Some(blob), tree.map(|t| (t, "")))))?;
+        let (key, effect) = self.keep_made(key, title, made)?;
+        self.remember(series, Some(&key))?;
         self.key = chain(&key);
         Ok((effect, How::Made))
     }
@@ -646,7 +714,7 @@ impl<'b, 'a> Running<'b, 'a> {
         let found = placing.resolve(path.as_bytes())?;
         anyhow::ensure!(found.stat.is_none() || found.is_dir(), "{path}: it is no folder");
         if found.stat.is_some() {
-            return Ok((self.keep(key, title, None)?.1, How::Made));
+            return Ok((self.keep(key, title, None, None)?.1, How::Made));
         }
         let owner = match user {
             Some(user) => {
@@ -656,8 +724,9 @@ impl<'b, 'a> Running<'b, 'a> {
             None => (0, 0),
         };
         placing.folders(&found.path, owner)?;
-        let made = layer::make(self.build.addition, &entries, self.build.options.latest, wanted_later)?;
-        let (key, effect) = self.keep(key, title, Some((Some(made.blob), made.tree.map(|t| (t, "")))))?;
+        let latest = self.build.options.latest;
+        let made = layer::make(self.build.addition, &entries, latest, wanted_later, None, None)?;
+        let (key, effect) = self.keep_made(key, title, made)?;
         self.key = key;
         Ok((effect, How::Made))
     }

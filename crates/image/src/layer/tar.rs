@@ -575,11 +575,12 @@ pub struct Writer<W> {
     to: W,
     left: u64,
     padding: usize,
+    position: u64,
 }
 
 impl<W: Write> Writer<W> {
     pub fn new(to: W) -> Writer<W> {
-        Writer { to, left: 0, padding: 0 }
+        Writer { to, left: 0, padding: 0, position: 0 }
     }
 
     /// Begin an entry; as many bytes as `size` says are written next, the holes of a sparse file as zeros.
@@ -647,8 +648,8 @@ impl<W: Write> Writer<W> {
             extended[124..136].copy_from_slice(format!("{:011o}\0", records.len()).as_bytes());
             extended[136..148].copy_from_slice(b"00000000000\0");
             self.block(&mut extended, b'x')?;
-            self.to.write_all(&records)?;
-            self.to.write_all(&[0; BLOCK][..records.len().wrapping_neg() % BLOCK])?;
+            self.put(&records)?;
+            self.put(&[0; BLOCK][..records.len().wrapping_neg() % BLOCK])?;
         }
         self.block(&mut block, header.kind.flag())?;
         self.left = stored;
@@ -662,7 +663,7 @@ impl<W: Write> Writer<W> {
         block[148..156].copy_from_slice(b"        ");
         let sum: u32 = block.iter().map(|b| u32::from(*b)).sum();
         block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-        self.to.write_all(&block[..])
+        self.put(&block[..])
     }
 
     /// An entry with its content.
@@ -671,17 +672,41 @@ impl<W: Write> Writer<W> {
         self.write_all(content)
     }
 
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.position += bytes.len() as u64;
+        self.to.write_all(bytes)
+    }
+
+    /// Where the next entry begins, once the current one is written: bytes from the archive's beginning.
+    pub fn position(&self) -> u64 {
+        self.position + self.left + self.padding as u64
+    }
+
     fn end_entry(&mut self) -> io::Result<()> {
         if self.left > 0 {
             return Err(io::Error::other(format!("tar: {} bytes of an entry are missing", self.left)));
         }
-        self.to.write_all(&[0; BLOCK][..std::mem::take(&mut self.padding)])
+        let padding = std::mem::take(&mut self.padding);
+        self.put(&[0; BLOCK][..padding])
+    }
+
+    /// Whole entries, as another archive has them.
+    pub fn entries(&mut self, from: &mut impl io::Read, buffer: &mut [u8]) -> io::Result<()> {
+        self.end_entry()?;
+        loop {
+            match from.read(buffer) {
+                Ok(0) => return Ok(()),
+                Ok(n) => self.put(&buffer[..n])?,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
     }
 
     /// End the archive.
     pub fn finish(mut self) -> io::Result<W> {
         self.end_entry()?;
-        self.to.write_all(&[0; 2 * BLOCK])?;
+        self.put(&[0; 2 * BLOCK])?;
         Ok(self.to)
     }
 }
@@ -693,6 +718,7 @@ impl<W: Write> Write for Writer<W> {
             return Err(io::Error::other("tar: more bytes than the entry has"));
         }
         let n = self.to.write(buffer)?;
+        self.position += n as u64;
         self.left -= n as u64;
         Ok(n)
     }

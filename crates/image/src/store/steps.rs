@@ -26,6 +26,9 @@ const CACHES: &str = "caches";
 const STEPS_LOCK: &str = "steps.lock";
 const RECORD: &str = "step.json";
 const TREE: &str = "tree";
+/// What the archive holds, for who made it.
+const ENTRIES: &str = "entries";
+const ENTRIES_MOST: u64 = 256 << 20;
 const RECORD_MOST: u64 = 64 << 20;
 
 /// What a step came to.
@@ -42,6 +45,9 @@ pub struct Step {
     /// The layer whose tree it is; None: it lies beside the record, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer: Option<Digest>,
+    /// The tree that lies beside the record holds only what is other than in the tree of this step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub over: Option<Digest>,
     /// It was made again since, under this key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instead: Option<Digest>,
@@ -109,6 +115,43 @@ impl Store {
         }
     }
 
+    /// The same, or the tree of another step and what is other in this one, above it.
+    pub fn step_trees(&self, key: &Digest, step: &Step) -> Result<Option<Vec<OwnedFd>>> {
+        if let Some(tree) = self.step_tree(key, step)? {
+            return Ok(Some(vec![tree]));
+        }
+        let Some(over) = &step.over else { return Ok(None) };
+        let Some(lower) = self.step(over)? else { return Ok(None) };
+        let Some(tree) = self.step_tree(over, &lower)? else { return Ok(None) };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let path = format!("{}/{}", Self::step_path(key), Self::delta(over));
+        match rustix::fs::openat(&self.fd, &path, flags, Mode::empty()) {
+            Ok(delta) => {
+                self.touch_step(over);
+                Ok(Some(vec![tree, delta]))
+            }
+            Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(e).with_context(|| format!("open {}/{path}", self.root.display())),
+        }
+    }
+
+    /// A tree above another says in its name above which.
+    fn delta(over: &Digest) -> String {
+        format!("over-{}", over.hex())
+    }
+
+    /// What is in the archive of a step, as it was left with it.
+    pub fn step_entries(&self, key: &Digest) -> Result<Option<Vec<u8>>> {
+        self.read_small(&format!("{}/{ENTRIES}", Self::step_path(key)), ENTRIES_MOST)
+    }
+
+    /// Leave that for the next of its kind.
+    pub fn keep_entries(&self, key: &Digest, bytes: &[u8]) -> Result<()> {
+        self.make(STEPS)?;
+        self.make(&Self::step_path(key))?;
+        self.write_beside(key, ENTRIES, bytes)
+    }
+
     /// Keep a step and its tree, which is the folder `name` in `tree` (or all of it). What was there already stays.
     pub fn keep_step(&self, key: &Digest, step: &Step, tree: Option<(Tree, &str)>) -> Result<()> {
         let path = Self::step_path(key);
@@ -122,7 +165,8 @@ impl Store {
             && let Some(from) = tree.path()
         {
             let from = if name.is_empty() { from.to_owned() } else { format!("{from}/{name}") };
-            match rustix::fs::renameat(&self.fd, &from, &self.fd, format!("{path}/{TREE}")) {
+            let to = step.over.as_ref().map_or_else(|| TREE.to_owned(), Self::delta);
+            match rustix::fs::renameat(&self.fd, &from, &self.fd, format!("{path}/{to}")) {
                 Ok(()) if name.is_empty() => tree.renamed(),
                 Ok(()) => {}
                 Err(Errno::EXIST | Errno::NOTEMPTY) => {}
@@ -133,12 +177,15 @@ impl Store {
     }
 
     fn write_step(&self, key: &Digest, step: &Step) -> Result<()> {
-        let path = format!("{}/{RECORD}", Self::step_path(key));
-        let bytes = serde_json::to_vec(step)?;
+        self.write_beside(key, RECORD, &serde_json::to_vec(step)?)
+    }
+
+    fn write_beside(&self, key: &Digest, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = format!("{}/{name}", Self::step_path(key));
         // Builds write at the same time, and hold no lock.
         let mut new = self.temporary_file("")?;
         let write = || -> std::io::Result<()> {
-            File::from(new.fd.try_clone()?).write_all(&bytes)?;
+            File::from(new.fd.try_clone()?).write_all(bytes)?;
             let from = new.path().unwrap_or_default();
             Ok(rustix::fs::renameat(&self.fd, from, &self.fd, &path)?)
         };
@@ -194,6 +241,12 @@ impl Store {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
             if let Ok(tree) = rustix::fs::openat(&self.fd, &path, flags, Mode::empty()) {
                 kept.bytes = tree_size(tree.as_fd())?;
+            }
+            if let Some(over) = &kept.step.over {
+                let path = format!("{}/{}", Self::step_path(&kept.key), Self::delta(over));
+                if let Ok(tree) = rustix::fs::openat(&self.fd, &path, flags, Mode::empty()) {
+                    kept.bytes += tree_size(tree.as_fd())?;
+                }
             }
         }
         Ok(all)

@@ -1,0 +1,364 @@
+//! How is a layer made of the one that it was before? Entries that are what they were are taken over from its archive as they stand
+//! there, without a look at the files; the tree is the one from before, with a small one above it that holds what is other.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::FileExt;
+
+use anyhow::{Context, Result};
+use image::Digest;
+use image::digest::{Algorithm, Hasher};
+use image::layer::tar::{Header, Kind};
+
+use super::layer::{Content, Entries, Writing};
+use super::real;
+
+/// Changes when the records do.
+const MAGIC: &[u8; 16] = b"berth-entries-1\0";
+/// Entries of a small layer are not worth remembering.
+const ENTRIES_LEAST: usize = 64;
+const BYTES_LEAST: u64 = 1 << 20;
+/// One in so many entries may be other, or else the tree is made anew.
+const SHARE: usize = 4;
+
+/// What an entry of an archive is, its path aside.
+pub type Identity = [u8; 16];
+
+/// An entry of an archive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    pub path: Vec<u8>,
+    pub kind: u8,
+    pub identity: Identity,
+    /// Where it begins; where the next does.
+    pub range: (u64, u64),
+}
+
+/// The entries of an archive, in their order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct List(pub Vec<Known>);
+
+impl List {
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = MAGIC.to_vec();
+        for Known { path, kind, identity, range } in &self.0 {
+            bytes.extend((path.len() as u32).to_le_bytes());
+            bytes.push(*kind);
+            bytes.extend(identity);
+            bytes.extend(range.0.to_le_bytes());
+            bytes.extend(range.1.to_le_bytes());
+            bytes.extend(path);
+        }
+        // A list that was cut short is none.
+        let sum = Digest::of(&bytes);
+        bytes.extend(sum.bytes());
+        bytes
+    }
+
+    /// None: it is of another edition, or damaged.
+    pub fn parse(bytes: &[u8]) -> Option<List> {
+        let (mut rest, sum) = bytes.split_at_checked(bytes.len().checked_sub(32)?)?;
+        if Digest::of(rest).bytes()[..] != *sum {
+            return None;
+        }
+        let mut list = Vec::new();
+        rest = rest.strip_prefix(MAGIC)?;
+        while !rest.is_empty() {
+            let (fixed, more) = rest.split_at_checked(4 + 1 + 16 + 16)?;
+            let length = u32::from_le_bytes(fixed[..4].try_into().ok()?) as usize;
+            let (path, more) = more.split_at_checked(length)?;
+            let number = |at: usize| Some(u64::from_le_bytes(fixed[at..at + 8].try_into().ok()?));
+            list.push(Known {
+                path: path.to_vec(),
+                kind: fixed[4],
+                identity: fixed[5..21].try_into().ok()?,
+                range: (number(21)?, number(29)?),
+            });
+            rest = more;
+        }
+        Some(List(list))
+    }
+}
+
+/// A layer that was made before by the same instruction.
+#[derive(Debug)]
+pub struct Before {
+    pub list: List,
+    pub archive: File,
+    /// The step that has a tree of its own, and its entries.
+    pub tree: Option<(Digest, List)>,
+}
+
+/// Of each entry what it is, in their order; nothing, if that cannot be known, or is not worth it.
+pub fn identities(entries: &Entries<'_>, latest: Option<i64>) -> Option<Vec<Identity>> {
+    let mut bytes = 0;
+    let mut all = Vec::new();
+    for (header, content) in entries.iter() {
+        all.push(identity(header, content, latest)?);
+        bytes += header.size;
+    }
+    (all.len() >= ENTRIES_LEAST || bytes >= BYTES_LEAST).then_some(all)
+}
+
+fn identity(header: &Header, content: &Content<'_>, latest: Option<i64>) -> Option<Identity> {
+    let Header { path: _, kind, link, mode, uid, gid, mtime, size, device, xattrs, .. } = header;
+    let mtime = latest.map_or(*mtime, |latest| (*mtime).min((latest, 0)));
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    let mut fixed = Vec::with_capacity(96);
+    fixed.push(*kind as u8);
+    for n in [*mode, *uid, *gid, device.0, device.1, mtime.1] {
+        fixed.extend(n.to_le_bytes());
+    }
+    fixed.extend(mtime.0.to_le_bytes());
+    fixed.extend(size.to_le_bytes());
+    fixed.extend((link.len() as u64).to_le_bytes());
+    hasher.update(&fixed);
+    hasher.update(link);
+    for part in xattrs.iter().flat_map(|(name, value)| [name, value]) {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    match content {
+        Content::None => {}
+        Content::Bytes(bytes) => hasher.update(&Digest::of(bytes).bytes()),
+        // What the attributes in a tree of ours say of the owner is only seen when the file is read.
+        Content::File(_, _, true) => return None,
+        Content::File(item, _, false) => hasher.update(&item.sum?),
+    }
+    hasher.finish().bytes()[..16].try_into().ok()
+}
+
+/// Write the archive: what is as it was, from where it stands.
+pub fn archive(
+    entries: &Entries<'_>,
+    identities: &[Identity],
+    before: &Before,
+    writing: &mut Writing<'_>,
+) -> Result<()> {
+    let mut old = before.list.0.iter().peekable();
+    let mut pending: Option<(u64, u64)> = None;
+    for ((header, content), identity) in entries.iter().zip(identities) {
+        let key = Entries::key(&header.path);
+        while old.next_if(|o| Entries::key(&o.path) < key).is_some() {}
+        let same = old.next_if(|o| o.path == header.path).filter(|o| o.identity == *identity);
+        if let Some(known) = same {
+            writing.listed(header, known.range.1 - known.range.0);
+            match &mut pending {
+                Some(range) if range.1 == known.range.0 => range.1 = known.range.1,
+                _ => {
+                    flush(before, pending.take(), writing)?;
+                    pending = Some(known.range);
+                }
+            }
+            continue;
+        }
+        flush(before, pending.take(), writing)?;
+        super::layer::write_entry(header, content, writing)?;
+    }
+    flush(before, pending, writing)
+}
+
+fn flush(before: &Before, range: Option<(u64, u64)>, writing: &mut Writing<'_>) -> Result<()> {
+    let Some((from, to)) = range else { return Ok(()) };
+    let mut part = Part { file: &before.archive, at: from, end: to };
+    writing.whole(&mut part).context("take over entries of the layer that was before")
+}
+
+struct Part<'f> {
+    file: &'f File,
+    at: u64,
+    end: u64,
+}
+
+impl Read for Part<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = (self.end - self.at).min(buffer.len() as u64) as usize;
+        if most == 0 {
+            return Ok(0);
+        }
+        let n = self.file.read_at(&mut buffer[..most], self.at)?;
+        if n == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it is shorter than it was"));
+        }
+        self.at += n as u64;
+        Ok(n)
+    }
+}
+
+/// What a tree has to hold to be, above the one of `lower`, the tree of these entries: numbers of entries, and paths that are not
+/// there any more. None: it is better made anew.
+#[derive(Debug, Default)]
+pub struct Delta {
+    pub entries: Vec<usize>,
+    pub gone: Vec<Vec<u8>>,
+}
+
+/// `view`: the layers below.
+pub fn delta(
+    entries: &Entries<'_>,
+    identities: &[Identity],
+    lower: &List,
+    view: Option<BorrowedFd<'_>>,
+) -> Result<Option<Delta>> {
+    let hard = Kind::Hardlink as u8;
+    // Names of one file stay together in one tree.
+    if lower.0.iter().any(|o| o.kind == hard) || entries.iter().any(|(h, _)| h.kind == Kind::Hardlink) {
+        return Ok(None);
+    }
+    let mut wanted = Vec::new();
+    let mut gone: Vec<Vec<u8>> = Vec::new();
+    let mut old = lower.0.iter().peekable();
+    let most = lower.0.len() / SHARE;
+    let mut leave = |known: &Known| -> Result<bool> {
+        if gone.last().is_some_and(|above| below(&known.path, above)) {
+            return Ok(true);
+        }
+        // Something below would come to light without it, and not with it.
+        let Some(view) = view else { return Ok(false) };
+        let hidden = real::stat(view, &known.path)?.is_none();
+        gone.push(known.path.clone());
+        Ok(hidden && gone.len() <= most)
+    };
+    for (n, ((header, _), identity)) in entries.iter().zip(identities).enumerate() {
+        let key = Entries::key(&header.path);
+        while let Some(known) = old.next_if(|o| Entries::key(&o.path) < key) {
+            if !leave(known)? {
+                return Ok(None);
+            }
+        }
+        match old.next_if(|o| o.path == header.path) {
+            Some(known) if known.identity == *identity => {}
+            Some(known) if known.kind != header.kind as u8 => return Ok(None),
+            _ => wanted.push(n),
+        }
+        if wanted.len() > most {
+            return Ok(None);
+        }
+    }
+    for known in old {
+        if !leave(known)? {
+            return Ok(None);
+        }
+    }
+    Ok(Some(Delta { entries: wanted, gone }))
+}
+
+fn below(path: &[u8], above: &[u8]) -> bool {
+    path.strip_prefix(above).is_some_and(|rest| rest.starts_with(b"/"))
+}
+
+/// Write what a delta holds, with the folders on the way.
+pub fn write_delta(
+    entries: &Entries<'_>,
+    delta: &Delta,
+    mut write: impl FnMut(&Header, &Content<'_>) -> Result<()>,
+) -> Result<()> {
+    let mut there: HashSet<Vec<u8>> = HashSet::new();
+    let all: Vec<_> = entries.iter().collect();
+    let mut folders =
+        |path: &[u8], write: &mut dyn FnMut(&Header, &Content<'_>) -> Result<()>| -> Result<()> {
+            let parts = real::parts(path);
+            for end in 1..parts.len() {
+                let above = parts[..end].join(&b'/');
+                if !there.contains(&above)
+                    && let Some(header) = entries.get(&above)
+                {
+                    write(header, &Content::None)?;
+                    there.insert(above);
+                }
+            }
+            there.insert(path.to_vec());
+            Ok(())
+        };
+    for n in &delta.entries {
+        let (header, content) = all[*n];
+        folders(&header.path, &mut write)?;
+        write(header, content)?;
+    }
+    for path in &delta.gone {
+        folders(path, &mut write)?;
+        let at = path.iter().rposition(|b| *b == b'/').map_or(0, |at| at + 1);
+        let name = [&path[..at], b".wh.", &path[at..]].concat();
+        write(&Header { mode: 0o600, ..Header::new(Kind::File, name) }, &Content::None)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries(all: &[(&str, &str)]) -> Entries<'static> {
+        let mut entries = Entries::default();
+        for (path, content) in all {
+            match content {
+                &"/" => entries.put(Header::new(Kind::Directory, path.as_bytes()), Content::None),
+                text => {
+                    let header =
+                        Header { size: text.len() as u64, ..Header::new(Kind::File, path.as_bytes()) };
+                    entries.put(header, Content::Bytes(text.as_bytes().to_vec()));
+                }
+            }
+        }
+        entries
+    }
+
+    fn known(entries: &Entries<'_>) -> (Vec<Identity>, List) {
+        let identities: Vec<_> =
+            entries.iter().map(|(h, c)| identity(h, c, Some(0)).expect("an identity")).collect();
+        let list = entries.iter().zip(&identities).enumerate().map(|(n, ((header, _), identity))| Known {
+            path: header.path.clone(),
+            kind: header.kind as u8,
+            identity: *identity,
+            range: (n as u64 * 512, n as u64 * 512 + 512),
+        });
+        (identities.clone(), List(list.collect()))
+    }
+
+    #[test]
+    fn what_is_other_than_before() {
+        let base = [
+            ("d", "/"),
+            ("d/a", "1"),
+            ("d/b", "2"),
+            ("d/c", "3"),
+            ("d/e", "/"),
+            ("d/e/f", "4"),
+            ("g", "5"),
+            ("h", "6"),
+        ];
+        let old = known(&entries(&base)).1;
+        assert_eq!(List::parse(&old.to_bytes()), Some(old.clone()));
+        assert_eq!(List::parse(&old.to_bytes()[1..]), None);
+        let empty = tempfile::tempdir().expect("a folder");
+        let empty = File::open(empty.path()).expect("open");
+        let view = std::os::fd::AsFd::as_fd(&empty);
+        let of = |change: &dyn Fn(&mut Vec<(&'static str, &'static str)>), view| {
+            let mut now = base.to_vec();
+            change(&mut now);
+            let now = entries(&now);
+            let identities = known(&now).0;
+            let delta = delta(&now, &identities, &old, view).expect("a delta")?;
+            let mut paths = Vec::new();
+            write_delta(&now, &delta, |header, _| {
+                paths.push(header.title());
+                Ok(())
+            })
+            .expect("written");
+            Some(paths)
+        };
+        assert_eq!(of(&|_| {}, None), Some(vec![]));
+        assert_eq!(of(&|all| all[5].1 = "x", None), Some(vec!["d".into(), "d/e".into(), "d/e/f".into()]));
+        assert_eq!(of(&|all| all.push(("i", "x")), None), Some(vec!["i".into()]));
+        assert_eq!(of(&|all| all.truncate(7), Some(view)), Some(vec![".wh.h".into()]));
+        // What is below is not known; too much is other; a folder is a file now.
+        assert_eq!(of(&|all| all.truncate(7), None), None);
+        assert_eq!(of(&|all| all[1..4].iter_mut().for_each(|e| e.1 = "x"), None), None);
+        assert_eq!(of(&|all| all.splice(4..6, [("d/e", "x")]).for_each(drop), Some(view)), None);
+        // A folder goes with all that is in it.
+        let paths = of(&|all| all.drain(4..6).for_each(drop), Some(view));
+        assert_eq!(paths, Some(vec!["d".into(), "d/.wh.e".into()]));
+    }
+}

@@ -115,7 +115,7 @@ pub struct Options {
     pub secrets: BTreeMap<String, Vec<u8>>,
     pub ssh: BTreeMap<String, PathBuf>,
     pub insecure: bool,
-    /// The result is wanted as files.
+    /// The result is wanted as files, or its layers will not be in the image.
     pub files: bool,
     pub platform: Option<String>,
     /// What is only known of a step, without its content, is not enough.

@@ -389,6 +389,46 @@ fn a_layer_made_of_the_one_before_is_what_it_would_be_anew() {
 }
 
 #[test]
+fn several_layers_are_squashed_into_one_that_holds_the_same() {
+    let bed = bed(&["store"]);
+    write(&bed, "c/a", "a\n");
+    write(
+        &bed,
+        "c/Dockerfile",
+        "FROM base\nRUN mkdir -p /d/e && echo 1 > /d/e/f && echo 2 > /d/g && ln /d/g /d/h\n\
+        COPY a /d/a\nRUN rm /bin/date && rm -r /d/e && mkdir /d/e && echo 3 > /d/e/n\n\
+        RUN rm /d/g && echo 4 > /d/a && ln -s a /d/l\n",
+    );
+    on(&bed, "store", &["build", "-t", "plain", "c"]).success();
+    let layers = |name: &str| {
+        let out = on(&bed, "store", &["inspect", "--format", "{{len .RootFS.Layers}}", name]).success();
+        out.stdout.trim().to_owned()
+    };
+    assert_eq!(layers("plain"), "5");
+    for (flag, name, count) in [("--squash", "new", "2"), ("--squash-all", "all", "1")] {
+        for compression in ["none", "gzip"] {
+            let name = format!("{name}-{compression}");
+            on(&bed, "store", &["build", flag, "--compression", compression, "-t", &name, "c"]).success();
+            assert_eq!(layers(&name), count, "{name}");
+            let diff = on(&bed, "store", &["diff", "plain", &name]).success();
+            assert!(!diff.stdout.contains("/d") && !diff.stdout.contains("/bin"), "{name}: {diff:?}");
+            let history = on(&bed, "store", &["history", &name]).success().stdout;
+            assert!(history.contains("squash"), "{history}");
+        }
+    }
+    on(&bed, "store", &["check"]).success();
+    // What was made is there for the next build, and the image is a base like others.
+    let out = on(&bed, "store", &["build", "--squash", "-t", "again", "c"]).success();
+    assert!(out.stderr.contains("4 of 4 steps"), "{out:?}");
+    write(
+        &bed,
+        "c/Next",
+        "FROM new-gzip\nRUN cat /d/h /d/a /d/l /d/e/n > /all && [ ! -e /d/e/f ] && [ ! -e /bin/date ]\n",
+    );
+    on(&bed, "store", &["build", "-f", "c/Next", "c"]).success();
+}
+
+#[test]
 fn an_agent_is_where_programs_look_for_it() {
     let bed = bed(&["store"]);
     let socket = bed.path("agent");

@@ -22,7 +22,7 @@ use crate::context::{self, Contexts};
 use crate::dockerfile::source::Source;
 use crate::dockerfile::{lint, parse};
 use crate::exec::cache::{self, Remote, Said, Spec};
-use crate::exec::commit::{self, Committed, Failed, Wish};
+use crate::exec::commit::{self, Committed, Failed, Squash, Wish};
 use crate::exec::{self, Base, Bases, Build as Run, Shared, index, sandbox};
 use crate::format::human;
 use crate::plan::scope::{Given, Globals, PROXIES};
@@ -168,6 +168,12 @@ pub struct Build {
     /// Leave out what was left out elsewhere: a file beside .dockerignore
     #[arg(long, value_name = "FILE")]
     ignorefile: Option<PathBuf>,
+    /// Make one layer of all that the build made
+    #[arg(long)]
+    squash: bool,
+    /// Make one layer of all, the base image's included
+    #[arg(long, conflicts_with = "squash")]
+    squash_all: bool,
     /// Leave out of the image how it was made
     #[arg(long)]
     omit_history: bool,
@@ -819,7 +825,7 @@ fn once(app: &App, store: &Store, args: &Build, watch: &Watch, whole: bool) -> R
             ssh: args.agents()?,
             whole,
             insecure: args.allow.iter().any(|a| a == "security.insecure"),
-            files: outputs.iter().any(Output::is_files),
+            files: outputs.iter().any(Output::is_files) || args.squash || args.squash_all,
             platform: text,
             log: watch.log(),
         };
@@ -869,6 +875,11 @@ fn once(app: &App, store: &Store, args: &Build, watch: &Watch, whole: bool) -> R
             latest,
             created: latest,
             omit_history: args.omit_history,
+            squash: match (args.squash, args.squash_all) {
+                (_, true) => Squash::All,
+                (true, _) => Squash::New,
+                _ => Squash::None,
+            },
             inline_cache: cache_to.iter().any(|c| c.spec == Spec::Inline),
         };
         // What is only looked at while it is built must not be in the way.

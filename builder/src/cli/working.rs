@@ -18,7 +18,7 @@ use super::{App, Registry, print};
 use crate::context::{Contexts, Folder};
 use crate::dockerfile::parse;
 use crate::dockerfile::source::Source;
-use crate::exec::commit::{self, Wish};
+use crate::exec::commit::{self, Squash, Wish};
 use crate::exec::{self, Base, Built, Layer, Shared};
 use crate::format::{Format, rows};
 use crate::ignore::Ignore;
@@ -118,6 +118,9 @@ pub struct Commit {
     /// Remove the container then
     #[arg(long)]
     rm: bool,
+    /// Make one layer of all that was made since the base image
+    #[arg(long)]
+    squash: bool,
     /// Media types of the manifest
     #[arg(long, short, value_enum)]
     format: Option<super::transfer::ManifestFormat>,
@@ -451,6 +454,7 @@ pub fn commit(app: &App, args: Commit) -> Result<i32> {
         latest,
         created: latest,
         omit_history: false,
+        squash: if args.squash { Squash::New } else { Squash::None },
         inline_cache: false,
     };
     let mut built = container.built();

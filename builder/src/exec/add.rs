@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use anyhow::{Context, Result, bail, ensure};
 use image::Digest;
 use image::layer::compress::{Decoder, read_full};
-use image::layer::tar::{Header, Kind, Reader};
+use image::layer::tar::{Header, Kind, Reader, Whole};
 use image::store::Addition;
 
 use super::Build;
@@ -163,7 +163,7 @@ pub fn unpack(
                 match &header.pieces {
                     None => writing.entry(&entry, &mut reader).with_context(place)?,
                     Some(pieces) => {
-                        let mut whole = Sparse { reader: &mut reader, pieces, at: 0, next: 0 };
+                        let mut whole = Whole::new(&mut reader, pieces);
                         writing.entry(&entry, &mut whole).with_context(place)?;
                     }
                 }
@@ -171,36 +171,6 @@ pub fn unpack(
         }
         Ok(())
     })
-}
-
-/// A sparse file's content, with zeros where holes are.
-struct Sparse<'a, R> {
-    reader: &'a mut R,
-    pieces: &'a [(u64, u64)],
-    at: u64,
-    next: usize,
-}
-
-impl<R: Read> Read for Sparse<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        while self.pieces.get(self.next).is_some_and(|(offset, length)| self.at >= offset + length) {
-            self.next += 1;
-        }
-        let n = match self.pieces.get(self.next) {
-            Some((offset, length)) if self.at >= *offset => {
-                let most = (offset + length - self.at).min(buffer.len() as u64) as usize;
-                self.reader.read(&mut buffer[..most])?
-            }
-            found => {
-                let end = found.map_or(u64::MAX, |(offset, _)| *offset);
-                let n = (end - self.at).min(buffer.len() as u64) as usize;
-                buffer[..n].fill(0);
-                n
-            }
-        };
-        self.at += n as u64;
-        Ok(n)
-    }
 }
 
 /// The parts of an entry's path, which does not lead out.

@@ -3,14 +3,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Read, Write};
 use std::sync::Mutex;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use image::digest::Algorithm;
 use image::family::{Family, LayerType};
-use image::layer::compress::{Compression, compress};
-use image::manifest::{Config, Descriptor, Manifest, OCI_CONFIG, OCI_LAYER, RootFs};
+use image::layer;
+use image::layer::compress::{Compression, compress, unpacked};
+use image::manifest::{Config, Descriptor, History, Manifest, OCI_CONFIG, OCI_LAYER, RootFs};
 use image::store::{Addition, Archive, Holder};
 use image::{Digest, Reference, Store, workers};
 
@@ -52,8 +53,21 @@ pub struct Wish {
     pub created: Option<i64>,
     /// Leave out what the image says of how it was made.
     pub omit_history: bool,
+    /// Make one layer of several.
+    pub squash: Squash,
     /// Say in the config which steps the layers came of, for other builds.
     pub inline_cache: bool,
+}
+
+/// Which layers become one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Squash {
+    #[default]
+    None,
+    /// Those that were made now.
+    New,
+    /// Those of the base, too.
+    All,
 }
 
 /// The image that came of it.
@@ -181,6 +195,39 @@ fn prepare(
         .filter_map(|p| p.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
         .collect();
     let mut new = new.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut config = built.config.clone();
+    let bases = built.layers.iter().filter(|l| matches!(l, Layer::Base { .. })).count();
+    let from = match wish.squash {
+        Squash::None => parts.len(),
+        Squash::New => bases,
+        Squash::All => 0,
+    };
+    if parts.len() - from > usize::from(wish.squash == Squash::New) {
+        let one = squash(store, addition, &parts[from..], from > 0, &new, wish.family)?;
+        let title = format!("squash {} layers", parts.len() - from);
+        let holder = Holder {
+            digest: one.1.digest().clone(),
+            size: one.1.size(),
+            made: Some(Compression::Plain.edition()),
+        };
+        addition.add_holder(one.1.digest().clone(), holder);
+        parts.truncate(from);
+        parts.push(one.0);
+        new = vec![one.1];
+        adopted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
+        // None of the steps since has a layer of its own.
+        let history = config.history.get_or_insert_default();
+        let mut layers = 0;
+        for entry in history.iter_mut().filter(|h| !h.empty_layer) {
+            layers += 1;
+            entry.empty_layer = layers > from;
+        }
+        history.push(History {
+            created_by: Some(title),
+            comment: Some(MARK.to_owned()),
+            ..History::default()
+        });
+    }
     if let Some(how) = wish.compression {
         for part in &mut parts {
             pack(store, addition, &new, part, how, wish.family)?;
@@ -205,7 +252,6 @@ fn prepare(
             addition.add_holder(diff_id, holder);
         }
     }
-    let mut config = built.config.clone();
     let created = wish.created.map_or_else(|| jiff::Timestamp::now().to_string(), time);
     for entry in config.history.iter_mut().flatten().filter(|h| h.comment.as_deref() == Some(MARK)) {
         if entry.created.is_none() {
@@ -232,6 +278,41 @@ fn prepare(
         annotations: wish.annotations.clone(),
     };
     Ok((config, manifest))
+}
+
+/// One layer of several; `below`: there are others below it.
+fn squash(
+    store: &Store,
+    addition: &Addition<'_>,
+    parts: &[Part],
+    below: bool,
+    new: &[image::store::Blob],
+    family: Family,
+) -> Result<(Part, image::store::Blob)> {
+    let open = |n: usize, take: &mut dyn FnMut(&mut (dyn Read + Send)) -> Result<()>| {
+        let digest = &parts[n].descriptor.digest;
+        let from = match new.iter().find(|b| b.digest() == digest) {
+            Some(blob) => blob.file()?,
+            None => store.blob(digest)?,
+        };
+        let (found, content) = unpacked(from, |plain| take(plain))?;
+        ensure!(
+            content.digest == parts[n].diff_id,
+            "a layer holds {}, not {}",
+            content.digest,
+            parts[n].diff_id
+        );
+        Ok(found)
+    };
+    let mut writer = addition.writer(Algorithm::Sha256)?;
+    let mut buffered = BufWriter::with_capacity(256 << 10, &mut writer);
+    layer::squash::squash(parts.len(), &open, below, &mut buffered).context("make one layer of several")?;
+    buffered.flush().context("write a layer")?;
+    drop(buffered);
+    let blob = writer.finish();
+    let mut descriptor = Descriptor::of(&family.layer(OCI_LAYER), b"");
+    (descriptor.digest, descriptor.size) = (blob.digest().clone(), blob.size());
+    Ok((Part { diff_id: blob.digest().clone(), descriptor }, blob))
 }
 
 /// How the history shows what was made here.

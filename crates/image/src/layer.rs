@@ -6,6 +6,7 @@
 //! | [`apply`] | how does a layer's archive become a tree? |
 //! | [`walk`] | how does a tree become entries, and these a layer's archive? |
 //! | [`whiteout`] | how does a layer say that something is gone? |
+//! | [`squash`] | how do several layers become one? |
 //! | [`tree`] | what can be done with a whole tree? |
 //! | [`compress`] | how are layers compressed? |
 //! | [`gzip`] | how is a layer's gzip stream made? |
@@ -26,6 +27,7 @@ pub mod apply;
 pub mod compress;
 pub mod gzip;
 pub mod pipe;
+pub mod squash;
 pub mod tar;
 pub mod tree;
 pub mod walk;

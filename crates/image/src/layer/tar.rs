@@ -110,6 +110,44 @@ pub struct Reader<R> {
     ended: bool,
 }
 
+/// A sparse file's content, with zeros where holes are.
+#[derive(Debug)]
+pub struct Whole<'a, R> {
+    stored: &'a mut R,
+    pieces: &'a [(u64, u64)],
+    at: u64,
+    next: usize,
+}
+
+impl<'a, R> Whole<'a, R> {
+    /// `stored` is what the pieces hold, one after the other: offsets and lengths, in bytes.
+    pub fn new(stored: &'a mut R, pieces: &'a [(u64, u64)]) -> Whole<'a, R> {
+        Whole { stored, pieces, at: 0, next: 0 }
+    }
+}
+
+impl<R: Read> Read for Whole<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.pieces.get(self.next).is_some_and(|(offset, length)| self.at >= offset + length) {
+            self.next += 1;
+        }
+        let n = match self.pieces.get(self.next) {
+            Some((offset, length)) if self.at >= *offset => {
+                let most = (offset + length - self.at).min(buffer.len() as u64) as usize;
+                self.stored.read(&mut buffer[..most])?
+            }
+            found => {
+                let end = found.map_or(u64::MAX, |(offset, _)| *offset);
+                let n = (end - self.at).min(buffer.len() as u64) as usize;
+                buffer[..n].fill(0);
+                n
+            }
+        };
+        self.at += n as u64;
+        Ok(n)
+    }
+}
+
 /// What PAX headers and GNU's long names say of the entry after them.
 #[derive(Default)]
 struct Extension {

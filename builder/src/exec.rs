@@ -150,7 +150,9 @@ pub struct Shared {
     pub blobs: Mutex<HashMap<Digest, Blob>>,
     /// Bases that were unpacked.
     unpacked: Mutex<BTreeSet<Digest>>,
-    images: Mutex<BTreeMap<(String, Option<String>), Base>>,
+    pub images: Mutex<BTreeMap<(String, Option<String>), Base>>,
+    /// What came from elsewhere beside images: addresses, and digests by algorithm.
+    pub fetched: Mutex<Vec<(String, (String, String))>>,
     /// Keys that this build has looked for or made.
     pub used: Mutex<Vec<Digest>>,
     /// Steps that this build kept, for [`Addition::settle`].

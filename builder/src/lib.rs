@@ -10,8 +10,10 @@
 //! | [`dockerfile`] | what does a Dockerfile say? |
 //! | [`ignore`] | which files of a build context are left out? |
 //! | [`plan`] | what is to be done for a Dockerfile? |
+//! | [`attest`] | what is told of an image beside it? |
 //! | [`bundle`] | how does an image become an OCI bundle? |
 
+pub mod attest;
 pub mod bundle;
 pub mod cli;
 pub mod context;

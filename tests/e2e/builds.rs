@@ -7,6 +7,7 @@ use std::process::Command;
 
 use harness::image::busybox_layer;
 use harness::{Bed, Output, finish, json};
+use serde_json::Value;
 
 /// The builder on one of the bed's stores.
 fn on(bed: &Bed, store: &str, args: &[&str]) -> Output {
@@ -426,6 +427,73 @@ fn several_layers_are_squashed_into_one_that_holds_the_same() {
         "FROM new-gzip\nRUN cat /d/h /d/a /d/l /d/e/n > /all && [ ! -e /d/e/f ] && [ ! -e /bin/date ]\n",
     );
     on(&bed, "store", &["build", "-f", "c/Next", "c"]).success();
+}
+
+#[test]
+fn what_an_image_holds_and_is_made_of_is_told_beside_it() {
+    let bed = bed(&["store"]);
+    write(&bed, "c/lib/apk/db/installed", "P:musl\nV:1.2.5-r0\nA:x86_64\nL:MIT\n\n");
+    write(&bed, "c/app/Cargo.lock", "[[package]]\nname = \"x\"\nversion = \"2.0.0\"\n");
+    write(&bed, "c/secret", "hidden\n");
+    write(
+        &bed,
+        "c/Dockerfile",
+        "FROM base\nARG V=1\nCOPY lib /lib\nCOPY app /app\nRUN --mount=type=secret,id=s cat /run/secrets/s > /dev/null\n",
+    );
+    let args = ["build", "--sbom", "--secret", "id=s,src=c/secret", "--build-arg", "V=value", "-t", "app"];
+    on(&bed, "store", &[&args[..], &["--provenance=mode=max", "c"]].concat()).success();
+    let blob = |digest: &Value| -> Value {
+        let digest = digest.as_str().expect("a digest").replacen(':', "/", 1);
+        serde_json::from_slice(&fs::read(bed.path("store/blobs").join(digest)).expect("a blob"))
+            .expect("JSON")
+    };
+    let index = on(&bed, "store", &["manifest", "inspect", "app"]).success().stdout;
+    let index: Value = serde_json::from_str(&index).expect("an index");
+    let image = &index["manifests"][0];
+    let beside = &index["manifests"][1];
+    assert_eq!(beside["annotations"]["vnd.docker.reference.digest"], image["digest"]);
+    assert_eq!(beside["annotations"]["vnd.docker.reference.type"], "attestation-manifest");
+    let manifest = blob(&beside["digest"]);
+    let statements: Vec<Value> =
+        manifest["layers"].as_array().expect("layers").iter().map(|l| blob(&l["digest"])).collect();
+    for statement in &statements {
+        let digest = statement["subject"][0]["digest"]["sha256"].as_str().expect("a digest");
+        assert_eq!(image["digest"], format!("sha256:{digest}"));
+    }
+    let [sbom, provenance] = &statements[..] else { panic!("{statements:?}") };
+    assert_eq!(sbom["predicateType"], "https://spdx.dev/Document");
+    let urls: Vec<&Value> = sbom["predicate"]["packages"]
+        .as_array()
+        .expect("packages")
+        .iter()
+        .filter_map(|p| p.pointer("/externalRefs/0/referenceLocator"))
+        .collect();
+    assert_eq!(urls, ["pkg:apk/alpine/musl@1.2.5-r0?arch=x86_64", "pkg:cargo/x@2.0.0"]);
+    assert_eq!(provenance["predicateType"], "https://slsa.dev/provenance/v1");
+    let definition = &provenance["predicate"]["buildDefinition"];
+    assert_eq!(definition["externalParameters"]["request"]["args"]["V"], "value");
+    assert_eq!(definition["externalParameters"]["request"]["secrets"], json!(["s"]));
+    assert_eq!(definition["resolvedDependencies"][0]["uri"], "pkg:docker/base@latest");
+    assert!(!provenance.to_string().contains("hidden"));
+    // The same again says the same, and less says less.
+    let first = digest(&bed, "store", "app");
+    on(&bed, "store", &[&args[..], &["--no-cache", "--provenance=mode=max", "c"]].concat()).success();
+    assert_eq!(digest(&bed, "store", "app"), first);
+    on(&bed, "store", &[&args[..], &["--provenance", "c"]].concat()).success();
+    let out = on(&bed, "store", &["manifest", "inspect", "app"]).success().stdout;
+    let index: Value = serde_json::from_str(&out).expect("an index");
+    let manifest = blob(&index["manifests"][1]["digest"]);
+    let statement = blob(&manifest["layers"][1]["digest"]);
+    assert!(!statement.to_string().contains("value"), "{statement}");
+    // It is an image like others.
+    on(&bed, "store", &["unpack", "app", "bundle"]).success();
+    assert!(bed.path("bundle/rootfs/app/Cargo.lock").exists());
+    on(&bed, "store", &["cp", "app", "oci:layout:app"]).success();
+    on(&bed, "other", &["pull", "oci:layout:app"]).success();
+    write(&bed, "n/Dockerfile", "FROM app\nRUN [ -e /app/Cargo.lock ]\n");
+    on(&bed, "store", &["build", "n"]).success();
+    on(&bed, "store", &["save", "-o", "app.tar", "app"]).success();
+    on(&bed, "store", &["check"]).success();
 }
 
 #[test]

@@ -18,6 +18,8 @@ use serde_json::{Value, json};
 
 use super::output::{self, Output};
 use super::{App, Registry, print, pull};
+use crate::attest::provenance::Material;
+use crate::attest::{self, package, provenance, spdx};
 use crate::context::{self, Contexts};
 use crate::dockerfile::source::Source;
 use crate::dockerfile::{lint, parse};
@@ -153,12 +155,15 @@ pub struct Build {
     /// Steps are always kept
     #[arg(long, num_args = 0..=1, default_missing_value = "true", hide = true)]
     layers: Option<bool>,
-    /// Not there yet: false is the only value
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", hide = true)]
+    /// Tell beside the image how it was made (SLSA): true, false, mode=min, mode=max
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "HOW")]
     provenance: Option<String>,
-    /// The same
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", hide = true)]
+    /// Tell beside the image which packages it holds (SPDX): true, false
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "HOW")]
     sbom: Option<String>,
+    /// The same: type=provenance[,mode=min|max], type=sbom
+    #[arg(long, value_name = "type=TYPE")]
+    attest: Vec<String>,
     /// Media types of the manifest
     #[arg(long, value_enum)]
     format: Option<super::transfer::ManifestFormat>,
@@ -344,7 +349,65 @@ fn fields<'t>(flag: &str, text: &'t str, known: &[&str]) -> Result<BTreeMap<&'t 
     Ok(found)
 }
 
+/// What is told of an image beside it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Told {
+    provenance: Option<provenance::Mode>,
+    sbom: bool,
+}
+
+/// Images and files that the build was made of.
+fn materials(shared: &Shared) -> Vec<Material> {
+    let mut all: Vec<Material> = exec::lock(&shared.images)
+        .iter()
+        .map(|((name, platform), base)| {
+            let digest = &base.target.digest;
+            Material {
+                address: package::image_url(name, platform.as_deref()),
+                digest: (digest.algorithm().name().to_owned(), digest.hex().to_owned()),
+            }
+        })
+        .collect();
+    let fetched = exec::lock(&shared.fetched).clone();
+    all.extend(fetched.into_iter().map(|(address, digest)| Material { address, digest }));
+    all.sort();
+    all.dedup();
+    all
+}
+
 impl Build {
+    fn told(&self) -> Result<Told> {
+        let mut told = Told::default();
+        let mode = |flag: &str, text: &str| {
+            Ok(match text {
+                "true" | "mode=min" | "" => Some(provenance::Mode::Min),
+                "mode=max" => Some(provenance::Mode::Max),
+                "false" => None,
+                other => bail!("{flag}={other}: true, false, mode=min or mode=max"),
+            })
+        };
+        for text in &self.attest {
+            match text.split_once(',').unwrap_or((text, "")) {
+                ("type=provenance", how) => told.provenance = mode("--attest", how)?,
+                ("type=sbom", "" | "true") => told.sbom = true,
+                _ => bail!("--attest {text}: type=provenance[,mode=min|max] or type=sbom"),
+            }
+        }
+        if let Some(text) = &self.provenance {
+            told.provenance = mode("--provenance", text)?;
+        }
+        match self.sbom.as_deref() {
+            None => {}
+            Some("true") => told.sbom = true,
+            Some("false") => told.sbom = false,
+            Some(other) => {
+                let e: Result<()> = Err(anyhow::anyhow!("--sbom={other}: true or false"));
+                e.hint(|| "packages are found without another program".to_owned())?;
+            }
+        }
+        Ok(told)
+    }
+
     fn arguments(&self) -> Result<BTreeMap<String, String>> {
         let mut all = BTreeMap::new();
         for path in &self.build_arg_file {
@@ -726,12 +789,11 @@ fn once(app: &App, store: &Store, args: &Build, watch: &Watch, whole: bool) -> R
         Some("rootless") => ensure!(app.user.0 != 0, "--isolation rootless: this is root"),
         Some(other) => bail!("--isolation {other}: auto, root or rootless"),
     }
-    for (flag, value) in [("--provenance", &args.provenance), ("--sbom", &args.sbom)] {
-        ensure!(
-            value.as_deref().is_none_or(|v| v == "false"),
-            "{flag}: images get no attestations yet; {flag}=false is the only value"
-        );
-    }
+    let told = args.told()?;
+    ensure!(
+        told == Told::default() || !matches!(args.format, Some(super::transfer::ManifestFormat::Docker)),
+        "--format docker: what is told beside an image is of OCI's format"
+    );
     for right in &args.allow {
         ensure!(
             matches!(right.as_str(), "security.insecure" | "network.host"),
@@ -752,7 +814,7 @@ fn once(app: &App, store: &Store, args: &Build, watch: &Watch, whole: bool) -> R
     };
     let index = index::Index::open(&store.root().join("files.index"));
     let _alive = sandbox::alive(store, args.cgroup_parent.as_deref())?;
-    let mut made: Vec<(Platform, Committed)> = Vec::new();
+    let mut made: Vec<(Platform, Committed, Option<Descriptor>)> = Vec::new();
     ensure!(
         platforms.len() < 2 || (args.context.as_deref() != Some("-") && args.file.as_deref() != Some("-")),
         "--platform: what comes on the standard input can be read for one of them only"
@@ -794,6 +856,7 @@ fn once(app: &App, store: &Store, args: &Build, watch: &Watch, whole: bool) -> R
                 arguments.insert(proxy.to_owned(), value);
             }
         }
+        let arguments_told = args.arguments()?;
         let given =
             Given { arguments, build: Platform::own(), target: target.clone(), stage: args.target.clone() };
         for name in given.unasked(&file) {
@@ -858,6 +921,17 @@ fn once(app: &App, store: &Store, args: &Build, watch: &Watch, whole: bool) -> R
             let done = *exec::lock(&build.shared.counts);
             counts = (counts.0 + done.0, counts.1 + done.1);
         }
+        let packages = match told.sbom && !only_files {
+            true => {
+                let view = build.look(&built.layers)?;
+                let (packages, unread) = spdx::scan(view.as_fd()).context("--sbom")?;
+                for text in unread {
+                    watch.say(&format!("warning: --sbom: {text}"));
+                }
+                Some(packages)
+            }
+            false => None,
+        };
         let shared = build.shared;
         drop(contexts);
         if only_files {
@@ -868,7 +942,7 @@ fn once(app: &App, store: &Store, args: &Build, watch: &Watch, whole: bool) -> R
             _ => Family::Oci,
         };
         let wish = Wish {
-            names: if many { Vec::new() } else { names.clone() },
+            names: if many || told != Told::default() { Vec::new() } else { names.clone() },
             family,
             compression: args.compression.as_deref().map(str::parse).transpose()?,
             annotations: pairs("--annotation", &args.annotation)?,
@@ -888,7 +962,48 @@ fn once(app: &App, store: &Store, args: &Build, watch: &Watch, whole: bool) -> R
         Addition::settle(store, &exec::lock(&shared.kept))?;
         drop(addition);
         give_caches(app, store, args, &cache_to, &shared, &done, &wish, watch)?;
-        made.push((target.clone(), done));
+        let mut predicates = Vec::new();
+        if let Some(packages) = &packages {
+            let title = names.first().map_or_else(|| "image".to_owned(), |n| n.familiar());
+            let created = commit::time(latest.unwrap_or(0));
+            predicates.push(spdx::document(packages, &title, &done.manifest.digest.to_string(), &created));
+        }
+        if let Some(mode) = told.provenance {
+            let materials = materials(&shared);
+            let labels = pairs("--label", &args.label)?;
+            let remote = args.context.as_deref().filter(|c| c.contains("://") || c.starts_with("git@"));
+            predicates.push(provenance::predicate(
+                mode,
+                &provenance::Asked {
+                    context: remote,
+                    file: &source.name,
+                    text: &source.text,
+                    target: args.target.as_deref(),
+                    platform: target.to_string(),
+                    own_platform: Platform::own().to_string(),
+                    arguments: &arguments_told,
+                    labels: &labels,
+                    secrets: options.secrets.keys().map(String::as_str).collect(),
+                    ssh: options.ssh.keys().map(String::as_str).collect(),
+                    network: args.network.as_deref(),
+                },
+                &materials,
+            ));
+        }
+        let beside = match predicates.is_empty() {
+            true => None,
+            false => {
+                let mut addition = store.begin()?;
+                let platform = target.to_string();
+                let subjects: Vec<String> =
+                    names.iter().map(|n| package::image_url(&n.familiar(), Some(&platform))).collect();
+                let descriptor = attest::add(&mut addition, &done.manifest, &subjects, &predicates)?;
+                addition.name(None, descriptor.clone());
+                addition.commit()?;
+                Some(descriptor)
+            }
+        };
+        made.push((target.clone(), done, beside));
     }
     if made.is_empty() {
         return Ok(0);
@@ -925,16 +1040,20 @@ fn once(app: &App, store: &Store, args: &Build, watch: &Watch, whole: bool) -> R
 /// Give the image its names, or an index of those for several platforms.
 fn finish(
     store: &Store,
-    made: &[(Platform, Committed)],
+    made: &[(Platform, Committed, Option<Descriptor>)],
     names: &[Reference],
     args: &Build,
 ) -> Result<(Descriptor, Digest)> {
-    if let [(_, only)] = made {
+    if let [(_, only, None)] = made {
         return Ok((only.manifest.clone(), only.config.clone()));
     }
     let mut index = Index::of(
         made.iter()
-            .map(|(platform, done)| Descriptor { platform: Some(platform.clone()), ..done.manifest.clone() })
+            .map(|(platform, done, _)| Descriptor {
+                platform: Some(platform.clone()),
+                ..done.manifest.clone()
+            })
+            .chain(made.iter().filter_map(|(.., beside)| beside.clone()))
             .collect(),
     );
     index.annotations = pairs("--annotation", &args.annotation)?;
@@ -947,8 +1066,11 @@ fn finish(
         false => names.iter().for_each(|n| addition.name(Some(n.clone()), root.clone())),
     }
     addition.commit()?;
-    for (_, done) in made {
+    for (_, done, beside) in made {
         store.forget(&done.manifest.digest)?;
+        if let Some(beside) = beside {
+            store.forget(&beside.digest)?;
+        }
     }
     let id = root.digest.clone();
     Ok((root, id))

@@ -204,14 +204,20 @@ impl Running<'_, '_> {
         for word in words {
             (self.build.tell)(super::Event::Note { step, text: &format!("fetch {word}") });
             if !is_git(word) {
-                found.push(self.build.bases.download(word, checksum.as_deref())?);
+                let download = self.build.bases.download(word, checksum.as_deref())?;
+                let digest =
+                    (download.digest.algorithm().name().to_owned(), download.digest.hex().to_owned());
+                super::lock(&self.build.shared.fetched).push(((*word).to_owned(), digest));
+                found.push(download);
                 continue;
             }
             let tree = self.build.addition.tree()?;
             let place = self.build.addition.place(&tree)?;
             self.build.bases.checkout(word, *keep_git_dir, &place)?;
+            let head = std::fs::read_to_string(place.join(".berth-commit")).unwrap_or_default();
+            let commit = ("gitCommit".to_owned(), head.trim().to_owned());
+            super::lock(&self.build.shared.fetched).push(((*word).to_owned(), commit));
             if let Some(wanted) = checksum {
-                let head = std::fs::read_to_string(place.join(".berth-commit")).unwrap_or_default();
                 ensure!(
                     head.trim().starts_with(wanted.as_str()),
                     "{word}: --checksum={wanted}, but it is at {}",

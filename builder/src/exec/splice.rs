@@ -335,7 +335,8 @@ mod tests {
         let empty = tempfile::tempdir().expect("a folder");
         let empty = File::open(empty.path()).expect("open");
         let view = std::os::fd::AsFd::as_fd(&empty);
-        let of = |change: &dyn Fn(&mut Vec<(&'static str, &'static str)>), view| {
+        type Change = dyn Fn(&mut Vec<(&'static str, &'static str)>);
+        let of = |change: &Change, view| {
             let mut now = base.to_vec();
             change(&mut now);
             let now = entries(&now);

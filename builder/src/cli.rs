@@ -22,6 +22,7 @@ use anyhow::{Context, Result};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use image::Store;
 use image::rootless::{Entered, Subordinate};
+use report::Explain;
 
 use crate::environment::Environment;
 
@@ -178,11 +179,34 @@ pub struct App {
     /// Before a user namespace was entered.
     pub user: (u32, u32),
     pub subordinate: Subordinate,
+    /// A single id is what was asked for.
+    pub isolated: bool,
 }
 
 impl App {
     pub fn store(&self) -> Result<Store> {
-        Store::open(&self.environment.root(self.root.as_ref())?)
+        let store = Store::open(&self.environment.root(self.root.as_ref())?)?;
+        self.remember_ids(&store)?;
+        Ok(store)
+    }
+
+    /// Files with real owners of subordinate ids are nobody's to whoever has a single one.
+    fn remember_ids(&self, store: &Store) -> Result<()> {
+        if self.user.0 == 0 {
+            return Ok(());
+        }
+        let mark = store.root().join("subordinate-ids");
+        match (self.subordinate.is_empty(), mark.exists()) {
+            (false, false) => std::fs::write(&mark, "").with_context(|| format!("write {}", mark.display())),
+            (true, true) if self.isolated => {
+                let e: Result<()> = Err(anyhow::anyhow!(
+                    "--isolation single: {} holds files that belong to subordinate ids",
+                    store.root().display()
+                ));
+                e.hint(|| "another store: --root FOLDER".to_owned())
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -252,8 +276,9 @@ fn run(cli: Cli) -> Result<i32> {
     let user = sys::user::effective_ids();
     let environment = Environment::gather(user.0);
     let mut subordinate = Subordinate::default();
+    let isolated = matches!(&cli.verb, Verb::Build(args) if args.isolation() == build::Rung::Single);
     if user.0 != 0 && cli.verb.needs_ids() {
-        if image::rootless::has_helpers(&environment.search) {
+        if !isolated && image::rootless::has_helpers(&environment.search) {
             subordinate = Subordinate::of(user.0)?;
         }
         let entered = match cli.verb.runs() {
@@ -269,7 +294,7 @@ fn run(cli: Cli) -> Result<i32> {
         return Ok(exit.status());
     }
     raise_limit();
-    let context = App { environment, root: cli.root, quiet: cli.quiet, user, subordinate };
+    let context = App { environment, root: cli.root, quiet: cli.quiet, user, subordinate, isolated };
     match cli.verb {
         Verb::Build(args) => build::build(&context, *args),
         Verb::Pull(args) => pull::pull(&context, args),

@@ -10,6 +10,7 @@
 //! | [`layer`] | how does a step that needs no container make a layer? |
 //! | [`splice`] | how is one made of what it was before? |
 //! | [`sandbox`] | how is a `RUN` run? |
+//! | [`owners`] | whose are files where there is only one id? |
 //! | [`mounts`] | what does it find mounted? |
 //! | [`real`] | where does a path lead in a tree that nobody trusts? |
 //! | [`index`] | what does a file hold, without reading it again? |
@@ -25,6 +26,7 @@ pub mod index;
 pub mod layer;
 pub mod mode;
 pub mod mounts;
+pub mod owners;
 pub mod pick;
 pub mod real;
 pub mod sandbox;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use harness::image::busybox_layer;
-use harness::{Bed, Output, finish, json};
+use harness::{Bed, Output, finish, json, need};
 use serde_json::Value;
 
 /// The builder on one of the bed's stores.
@@ -26,7 +26,7 @@ fn command(bed: &Bed, store: &str, args: &[&str]) -> Command {
 /// A bed with an image `base` in these stores.
 fn bed(stores: &[&str]) -> Bed {
     let bed = Bed::new();
-    let layer = busybox_layer("cat cp date echo grep ln ls mkdir rm sh sleep touch");
+    let layer = busybox_layer("cat chmod chown cp date echo grep ln ls mkdir rm sh sleep touch");
     let made = harness::image::make("base", vec![layer], &json!({"Env": ["PATH=/bin"]}));
     write(&bed, "base.tar", &made.archive);
     for store in stores {
@@ -494,6 +494,55 @@ fn what_an_image_holds_and_is_made_of_is_told_beside_it() {
     on(&bed, "store", &["build", "n"]).success();
     on(&bed, "store", &["save", "-o", "app.tar", "app"]).success();
     on(&bed, "store", &["check"]).success();
+}
+
+#[test]
+fn with_a_single_id_owners_are_written_down_and_the_image_is_the_same() {
+    let Some(_) = need::program("setpriv") else { return };
+    let bed = bed(&["store"]);
+    write(
+        &bed,
+        "c/Dockerfile",
+        "FROM base\n\
+        COPY --chown=3:4 passwd /etc/passwd\n\
+        RUN mkdir -p /home/app /d/e && touch /f /g /home/app/y && chmod 4755 /f && chown 33:33 /f && chown -R 1000:1000 /home && chown 0:44 /g\n\
+        RUN cd /d && ln -s /d/e /l && chown 12:13 /l && chown 14:15 /l/. ../g && chown 0:0 /g\n\
+        USER app\nWORKDIR /home/app\n\
+        RUN mkdir d && echo hi > d/x && echo more >> y\n\
+        USER root\n\
+        RUN chown 7:8 d/x; chown 9:9 /nowhere 2>/dev/null || echo failed > /said\n\
+        # A link that leads out of the root ends in it.\n\
+        RUN mkdir /outside2 && ln -s /../../../../outside2 /o && chown 5:5 /o && (cd /outside2 && chown 6:6 ../../d)\n",
+    );
+    write(&bed, "c/passwd", "root:x:0:0::/:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n");
+    on(&bed, "store", &["build", "-t", "app", "c"]).success();
+    harness::bed::host("chown", &["-Rh", "4322:4322", &bed.path("").to_string_lossy()]);
+    let as_user = |args: &[&str]| {
+        let plain = command(&bed, "user", args);
+        let mut user = Command::new("setpriv");
+        user.args([
+            "--reuid",
+            "4322",
+            "--regid",
+            "4322",
+            "--clear-groups",
+            "--bounding-set=-all",
+            "--inh-caps=-all",
+        ]);
+        user.arg(plain.get_program()).args(plain.get_args()).current_dir(bed.path("")).env_clear();
+        user.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        finish(&mut user)
+    };
+    as_user(&["load", "-i", "base.tar"]).success();
+    let out = as_user(&["build", "-t", "app", "c"]).success();
+    assert!(out.stderr.contains("single id"), "{out:?}");
+    let digest_there = as_user(&["inspect", "--format", "{{.Digest}}", "app"]).success().stdout;
+    let diff = as_user(&["history", "--no-trunc", "app"]).stdout;
+    assert_eq!(digest_there, digest(&bed, "store", "app"), "{diff}");
+    let out = as_user(&["build", "--min-isolation", "rootless", "c"]);
+    assert!(out.code == Some(125) && out.stderr.contains("--min-isolation rootless"), "{out:?}");
+    let out = on(&bed, "store", &["build", "--isolation", "single", "c"]);
+    assert!(out.code == Some(125) && out.stderr.contains("this is root"), "{out:?}");
 }
 
 #[test]

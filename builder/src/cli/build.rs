@@ -135,9 +135,12 @@ pub struct Build {
     /// Give steps to other builds: type=registry,ref=NAME, type=local,dest=FOLDER, type=inline[,mode=min|max]
     #[arg(long, value_name = "CACHE")]
     cache_to: Vec<String>,
-    /// Ids that a container may have: auto, root, rootless
-    #[arg(long, value_name = "RUNG")]
-    isolation: Option<String>,
+    /// Who commands are
+    #[arg(long, value_enum, value_name = "RUNG", default_value = "auto")]
+    isolation: Rung,
+    /// Refuse to build on a lower rung than this
+    #[arg(long, value_enum, value_name = "RUNG", default_value = "auto")]
+    min_isolation: Rung,
     /// Times in layers: no later than this, in seconds since 1970; or keep [env: SOURCE_DATE_EPOCH] [default: 0]
     #[arg(long, value_name = "SECONDS|keep")]
     timestamp: Option<String>,
@@ -206,6 +209,37 @@ Examples:
   berth-builder build -o out --target binaries .      files of a stage, into the folder out
   berth-builder build --secret id=token,src=token .   RUN --mount=type=secret,id=token
   berth-builder build - < Dockerfile                  without any files";
+
+/// Who commands are, from less to more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Rung {
+    /// As much as there is
+    #[value(alias = "default", alias = "oci")]
+    Auto,
+    /// Root in a user namespace with a single id: owners of files are written down, not real
+    #[value(alias = "single-id")]
+    Single,
+    /// Root in a user namespace with subordinate ids
+    #[value(alias = "subids")]
+    Rootless,
+    /// Root, in a container with a cgroup of its own
+    Root,
+}
+
+impl Rung {
+    fn name(self) -> String {
+        clap::ValueEnum::to_possible_value(&self).map(|v| v.get_name().to_owned()).unwrap_or_default()
+    }
+
+    fn what(self) -> &'static str {
+        match self {
+            Rung::Auto => "as much as there is",
+            Rung::Single => "a user with a single id",
+            Rung::Rootless => "a user with subordinate ids",
+            Rung::Root => "root",
+        }
+    }
+}
 
 /// How base images and downloads are got.
 struct Sources<'a> {
@@ -376,6 +410,11 @@ fn materials(shared: &Shared) -> Vec<Material> {
 }
 
 impl Build {
+    /// The rung that was asked for.
+    pub fn isolation(&self) -> Rung {
+        self.isolation
+    }
+
     fn told(&self) -> Result<Told> {
         let mut told = Told::default();
         let mode = |flag: &str, text: &str| {
@@ -783,11 +822,28 @@ fn once(app: &App, store: &Store, args: &Build, watch: &Watch, whole: bool) -> R
         Some("never") => Pull::Never,
         Some(other) => bail!("--pull={other}: always, missing or never"),
     };
-    match args.isolation.as_deref() {
-        None | Some("auto" | "default" | "oci") => {}
-        Some("root") => ensure!(app.user.0 == 0, "--isolation root: this is not root"),
-        Some("rootless") => ensure!(app.user.0 != 0, "--isolation rootless: this is root"),
-        Some(other) => bail!("--isolation {other}: auto, root or rootless"),
+    let rung = match (app.user.0, app.subordinate.is_empty()) {
+        (0, _) => Rung::Root,
+        (_, false) => Rung::Rootless,
+        (_, true) => Rung::Single,
+    };
+    for (flag, wanted) in [("--isolation", args.isolation), ("--min-isolation", args.min_isolation)] {
+        let fits =
+            wanted == Rung::Auto || if flag == "--isolation" { rung == wanted } else { rung >= wanted };
+        let e: Result<()> = if fits {
+            Ok(())
+        } else {
+            Err(anyhow::anyhow!("{flag} {}: this is {}", wanted.name(), rung.what()))
+        };
+        e.hint(|| {
+            match rung {
+                Rung::Single => {
+                    "subordinate ids: lines in /etc/subuid and /etc/subgid, and newuidmap and newgidmap"
+                }
+                _ => "the user that starts the build decides",
+            }
+            .to_owned()
+        })?;
     }
     let told = args.told()?;
     ensure!(
@@ -804,7 +860,7 @@ fn once(app: &App, store: &Store, args: &Build, watch: &Watch, whole: bool) -> R
     let settings = args.sandbox(app)?;
     watch.say(match settings.mapped {
         None => "commands run as root, each in a container of its own",
-        Some(1) => "commands run in containers of a user with a single id: they cannot give files to others (see subuid(5))",
+        Some(1) => "commands run as root in containers of a user with a single id: owners of files are written down, not real (see subuid(5))",
         Some(_) => "commands run in containers of a user with subordinate ids",
     });
     sandbox::forget_killed(store, args.cgroup_parent.as_deref());

@@ -27,6 +27,7 @@ use image::rootfs::{self, Upper};
 use image::store::{Addition, Tree};
 use serde_json::{Value, json};
 
+use super::owners;
 use super::real::{Last, real};
 use crate::bundle::{self, Runner};
 use crate::plan::state::Run;
@@ -148,6 +149,13 @@ pub fn run(
     // With a path, what is open of it can be mounted again.
     let fs = bundle::open_root(&root)?;
     let mut config = config(settings, run, fs.as_fd())?;
+    let single = settings.mapped == Some(1);
+    let agent = if single { Some(owners::Agent::start(&room)?) } else { None };
+    let mut user = None;
+    if let Some(agent) = &agent {
+        agent.ask(&mut config);
+        user = only_root(&mut config);
+    }
     let secret_folder = folder("secrets")?;
     let binds = folder("binds")?;
     let mut mounts = Vec::new();
@@ -201,6 +209,10 @@ pub fn run(
         shell(settings, &room, &format!("{name}-shell"), config)?;
     }
     drop(_root);
+    drop(agent);
+    if let Some(user) = user.filter(|_| status == 0) {
+        owners::of_user(bundle::open_root(&upper)?.as_fd(), user)?;
+    }
     let changed =
         !sys::path::list(bundle::open_root(&upper)?.as_fd()).context("look for what changed")?.is_empty();
     Ok(Outcome { status, tree: changed.then_some(tree) })
@@ -386,6 +398,19 @@ fn config(settings: &Settings, run: &Run, root: BorrowedFd<'_>) -> Result<Value>
         }
     }
     Ok(config)
+}
+
+/// Where there is only one id, every command is root. The user that it was to be, if that is another.
+fn only_root(config: &mut Value) -> Option<(u32, u32)> {
+    let user = &mut config["process"]["user"];
+    let id = |name: &str| user[name].as_u64().and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
+    let wanted = (id("uid"), id("gid"));
+    let mut root = json!({"uid": 0, "gid": 0});
+    if let Some(umask) = user.get("umask") {
+        root["umask"] = umask.clone();
+    }
+    *user = root;
+    (wanted != (0, 0)).then_some(wanted)
 }
 
 /// What the kernel refuses in a user namespace that is not the host's is done otherwise.

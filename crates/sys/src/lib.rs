@@ -10,6 +10,7 @@ pub mod kernel;
 pub mod keyring;
 pub mod mount;
 pub mod netlink;
+pub mod notify;
 pub mod ns;
 pub mod path;
 pub mod process;

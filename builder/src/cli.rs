@@ -130,7 +130,7 @@ enum Verb {
     Referrers(remote::Referrers),
     /// Make an OCI bundle of an image: a root file system and a config.json
     Unpack(rootfs::Unpack),
-    /// Mount an image's root file system, read-only
+    /// Mount an image's root file system, read-only, or a working container's
     Mount(rootfs::Mount),
     /// Unmount it
     #[command(visible_alias = "umount")]
@@ -141,6 +141,15 @@ impl Verb {
     /// Whether it runs commands and mounts what only it needs.
     fn runs(&self) -> bool {
         matches!(self, Verb::Build(_) | Verb::Run(_) | Verb::Copy(_) | Verb::Add(_))
+    }
+
+    /// The working container that it changes.
+    fn container(&self) -> Option<&str> {
+        match self {
+            Verb::Run(run) => Some(run.container()),
+            Verb::Copy(copy) | Verb::Add(copy) => Some(copy.container()),
+            _ => None,
+        }
     }
 
     /// Whether it may touch files of other users, which an ordinary user can only in a user namespace.
@@ -288,13 +297,24 @@ fn run(cli: Cli) -> Result<i32> {
         if let Entered::Outside(exit) = entered {
             return Ok(exit.status());
         }
-    } else if cli.verb.runs()
-        && let Entered::Outside(exit) = image::rootless::apart()?
-    {
-        return Ok(exit.status());
+    }
+    let context = App { environment, root: cli.root, quiet: cli.quiet, user, subordinate, isolated };
+    if user.0 == 0 && cli.verb.runs() {
+        // What is mounted is mounted for all, which those who go on apart cannot change.
+        let mut paused = None;
+        if let Some(name) = cli.verb.container()
+            && working::settle(&context.store()?, name)?
+        {
+            paused = Some(name.to_owned());
+        }
+        if let Entered::Outside(exit) = image::rootless::apart()? {
+            if let Some(name) = paused {
+                working::mount(&context.store()?, &name)?;
+            }
+            return Ok(exit.status());
+        }
     }
     raise_limit();
-    let context = App { environment, root: cli.root, quiet: cli.quiet, user, subordinate, isolated };
     match cli.verb {
         Verb::Build(args) => build::build(&context, *args),
         Verb::Pull(args) => pull::pull(&context, args),

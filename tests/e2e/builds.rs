@@ -546,6 +546,56 @@ fn with_a_single_id_owners_are_written_down_and_the_image_is_the_same() {
 }
 
 #[test]
+fn a_working_container_is_changed_by_hand() {
+    let bed = bed(&["store"]);
+    on(&bed, "store", &["from", "--name", "w", "base"]).success();
+    let folder = on(&bed, "store", &["mount", "w"]).success().stdout.trim().to_owned();
+    assert_eq!(on(&bed, "store", &["mount", "w"]).success().stdout.trim(), folder, "once more is the same");
+    assert!(on(&bed, "store", &["mount"]).success().stdout.contains(&folder));
+    let inside = Path::new(&folder);
+    fs::write(inside.join("one"), "1\n").expect("write");
+    fs::remove_file(inside.join("bin/date")).expect("remove");
+    // Others see it, and it goes on.
+    on(&bed, "store", &["run", "w", "--", "/bin/sh", "-c", "cat /one > /two && [ ! -e /bin/date ]"])
+        .success();
+    assert_eq!(fs::read_to_string(inside.join("two")).expect("what was run"), "1\n");
+    fs::write(inside.join("three"), "3\n").expect("write");
+    // While somebody is in it, nothing is taken away.
+    let open = fs::File::create(inside.join("four")).expect("create");
+    let out = on(&bed, "store", &["commit", "w", "early"]);
+    assert!(out.code != Some(0) && out.stderr.contains("somebody uses"), "{out:?}");
+    drop(open);
+    on(&bed, "store", &["commit", "w", "app"]).success();
+    assert!(inside.join("three").exists(), "it is still mounted");
+    fs::write(inside.join("late"), "").expect("write");
+    assert_eq!(on(&bed, "store", &["umount", "w"]).success().stdout.trim(), folder);
+    assert!(!inside.exists());
+    on(&bed, "store", &["commit", "--squash", "w", "last"]).success();
+    write(
+        &bed,
+        "c/Dockerfile",
+        "FROM app\nRUN [ ! -e /late ] && [ ! -e /bin/date ] && cat /one /two /three /four\n",
+    );
+    on(&bed, "store", &["build", "c"]).success();
+    write(&bed, "c/Dockerfile", "FROM last\nRUN [ -e /late ] && cat /one /two /three /four\n");
+    on(&bed, "store", &["build", "c"]).success();
+    // Removed, it leaves nothing; a scratch container begins with nothing.
+    let folder = on(&bed, "store", &["mount", "w"]).success().stdout;
+    on(&bed, "store", &["rm", "w"]).success();
+    assert!(!Path::new(folder.trim()).exists());
+    on(&bed, "store", &["from", "--name", "s", "scratch"]).success();
+    let folder = on(&bed, "store", &["mount", "s"]).success().stdout.trim().to_owned();
+    fs::write(Path::new(&folder).join("only"), "").expect("write");
+    // As after a new start of the machine.
+    harness::bed::host("umount", &[&folder]);
+    on(&bed, "store", &["mount", "s"]).success();
+    assert!(Path::new(&folder).join("only").exists());
+    on(&bed, "store", &["umount", "--all"]).success();
+    on(&bed, "store", &["commit", "s", "scratched"]).success();
+    on(&bed, "store", &["check"]).success();
+}
+
+#[test]
 fn an_agent_is_where_programs_look_for_it() {
     let bed = bed(&["store"]);
     let socket = bed.path("agent");

@@ -15,7 +15,7 @@ use image::temporary::NewFolder;
 use image::{Store, rootless};
 use serde_json::json;
 
-use super::{App, Registry, print, pull};
+use super::{App, Registry, print, pull, working};
 use crate::bundle::{self, Runner};
 use crate::facts::for_here;
 use crate::format::{Format, rows};
@@ -41,7 +41,7 @@ pub struct Unpack {
 
 #[derive(Debug, Args)]
 pub struct Mount {
-    /// What is mounted is listed, if none is given
+    /// An image or a working container; what is mounted is listed, if none is given
     image: Option<String>,
     /// One is made in the store, if it is left out
     folder: Option<PathBuf>,
@@ -112,8 +112,10 @@ pub fn mount(app: &App, args: Mount) -> Result<i32> {
     let store = app.store()?;
     let Some(text) = &args.image else {
         let format = Format::parse(args.format.as_deref())?;
-        let data: Vec<_> =
+        let mut data: Vec<_> =
             store.mounts()?.iter().map(|m| json!({"Image": m.image, "Folder": m.folder})).collect();
+        let containers = working::mounted(&store)?;
+        data.extend(containers.iter().map(|(name, folder)| json!({"Image": name, "Folder": folder})));
         let columns = [("IMAGE", "Image"), ("FOLDER", "Folder")];
         return print(&rows(&format, &columns, &columns, &data)?).map(|()| 0);
     };
@@ -121,7 +123,11 @@ pub fn mount(app: &App, args: Mount) -> Result<i32> {
         let e: Result<i32> = Err(anyhow::anyhow!(
             "mount: an ordinary user's mount is seen by nobody else, and ends with this command"
         ));
-        return report::Explain::hint(e, || "berth-builder unpack".to_owned());
+        return report::Explain::hint(e, || "berth-builder unpack, run or copy".to_owned());
+    }
+    if store.pin(text).is_ok() {
+        ensure!(args.folder.is_none(), "a working container is mounted in the store");
+        return print(&format!("{}\n", working::mount(&store, text)?.display())).map(|()| 0);
     }
     let image = crate::facts::find(&store, text)?;
     let (manifest, config) = runnable(&store, &image)?;
@@ -133,10 +139,17 @@ pub fn mount(app: &App, args: Mount) -> Result<i32> {
 pub fn unmount(app: &App, args: Unmount) -> Result<i32> {
     let store = app.store()?;
     let what = match args.all {
-        true => store.mounts()?.iter().map(|m| m.folder.display().to_string()).collect(),
+        true => {
+            let images = store.mounts()?.into_iter().map(|m| m.folder.display().to_string());
+            images.chain(working::mounted(&store)?.into_iter().map(|(name, _)| name)).collect::<Vec<_>>()
+        }
         false => args.what,
     };
     for text in &what {
+        if store.pin(text).is_ok() && working::settle(&store, text)? {
+            print(&format!("{}\n", store.container_folder(text)?.display()))?;
+            continue;
+        }
         for folder in store.unmount(text)? {
             print(&format!("{}\n", folder.display()))?;
         }

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use image::family::Family;
-use image::manifest::{Config, Descriptor, Platform};
+use image::manifest::{Config, Descriptor, History, Platform};
 use image::store::{Addition, Pin};
 use image::{Digest, Reference, Store};
 use report::{Kind, error};
@@ -152,6 +152,9 @@ struct Container {
     key: Digest,
     config: Config,
     base: Option<(String, Descriptor)>,
+    /// Its file system is mounted; what is written there becomes a layer with this key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mounted: Option<Digest>,
 }
 
 impl Container {
@@ -166,6 +169,7 @@ impl Container {
             key: built.key,
             config: built.config,
             base: built.base,
+            mounted: None,
         }
     }
 
@@ -190,7 +194,88 @@ impl Container {
                 Layer::Step(key) => pin.steps.push(key.clone()),
             }
         }
+        pin.steps.extend(self.mounted.clone());
         store.set_pin(name, &pin)
+    }
+}
+
+/// End a container's mount, if it has one, and take what was written there. Whether it had one.
+pub fn settle(store: &Store, name: &str) -> Result<bool> {
+    let _lease = store.lease()?;
+    let mut container = Container::load(store, name)?;
+    let Some(key) = container.mounted.clone() else { return Ok(false) };
+    if store.settle_container(name, &key)? {
+        container.key = exec::stage::key(&json!({"mounted": key, "on": container.key}));
+        container.layers.push(Layer::Step(key.clone()));
+        container.config.history.get_or_insert_default().push(History {
+            created_by: Some("changed in a mounted container".to_owned()),
+            comment: Some(commit::MARK.to_owned()),
+            ..History::default()
+        });
+    }
+    container.mounted = None;
+    container.save(store, name)?;
+    store.end_container_mount(name)?;
+    rustix::fs::syncfs(store.as_fd()).context("sync the store")?;
+    Addition::settle(store, &[key])?;
+    Ok(true)
+}
+
+/// Mount a container's file system, writable.
+pub fn mount(store: &Store, name: &str) -> Result<std::path::PathBuf> {
+    let _lease = store.lease()?;
+    let mut container = Container::load(store, name)?;
+    if container.mounted.is_some() {
+        let folder = store.container_folder(name)?;
+        let device =
+            |path: &Path| std::fs::metadata(path).map(|m| std::os::unix::fs::MetadataExt::dev(&m)).ok();
+        if device(&folder).is_some() && device(&folder) != folder.parent().and_then(device) {
+            return Ok(folder);
+        }
+        // The machine was started anew, or we were killed.
+        settle(store, name)?;
+        container = Container::load(store, name)?;
+    }
+    let (mut bases, mut blobs, mut steps) = (Vec::new(), Vec::new(), Vec::new());
+    for layer in &container.layers {
+        match layer {
+            Layer::Base { diff_id, blob } => {
+                bases.push(diff_id.clone());
+                blobs.push((diff_id, &**blob));
+            }
+            Layer::Step(key) => steps.push(key.clone()),
+        }
+    }
+    store.unpack_layers(&blobs)?;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now = now.map_or(0, |d| d.as_nanos()).to_string();
+    // Told before it is so: what is written is found again whatever happens.
+    container.mounted = Some(exec::stage::key(&json!({"mount": name, "at": now})));
+    container.save(store, name)?;
+    store.mount_container(name, &bases, &steps)
+}
+
+/// Containers that are mounted, and where.
+pub fn mounted(store: &Store) -> Result<Vec<(String, std::path::PathBuf)>> {
+    let mut found = Vec::new();
+    for (name, pin) in store.pins()? {
+        if !pin.data["mounted"].is_null() {
+            let folder = store.container_folder(&name)?;
+            found.push((name, folder));
+        }
+    }
+    Ok(found)
+}
+
+impl Run {
+    pub fn container(&self) -> &str {
+        &self.container
+    }
+}
+
+impl Copy {
+    pub fn container(&self) -> &str {
+        &self.container
     }
 }
 
@@ -433,6 +518,7 @@ pub fn config(app: &App, args: Configure) -> Result<i32> {
 
 pub fn commit(app: &App, args: Commit) -> Result<i32> {
     let store = app.store()?;
+    let paused = settle(&store, &args.container)?;
     let container = Container::load(&store, &args.container)?;
     let name: Option<Reference> = args.image.as_deref().map(str::parse).transpose()?;
     let latest = match args.timestamp.as_deref() {
@@ -469,6 +555,8 @@ pub fn commit(app: &App, args: Commit) -> Result<i32> {
     Addition::settle(&store, &exec::lock(&shared.kept))?;
     if args.rm {
         store.unpin(&args.container)?;
+    } else if paused {
+        mount(&store, &args.container)?;
     }
     print(&format!("{}\n", done.config)).map(|()| 0)
 }
@@ -495,6 +583,9 @@ pub fn rm(app: &App, args: Rm) -> Result<i32> {
         false => args.containers,
     };
     for name in &names {
+        if Container::load(&store, name).is_ok_and(|c| c.mounted.is_some()) {
+            store.end_container_mount(name)?;
+        }
         store.unpin(name).map_err(|e| match report::kind(&e) {
             Some(Kind::NotFound) => error(Kind::NotFound, format!("no container {name}")),
             _ => e,

@@ -235,8 +235,11 @@ impl<'b> Running<'b, '_> {
         let lower = rustix::fs::openat(&lower, ".", flags, Mode::empty())?;
         let (upper, work) = (path.join("upper"), path.join("work"));
         std::os::unix::fs::chown(&upper, Some(stat.st_uid), Some(stat.st_gid)).context("set an owner")?;
-        let mounted =
-            rootfs::overlay(&[empty, lower], Some(&Upper { upper: &upper, work: &work }), Privilege::own())?;
+        let mounted = rootfs::overlay(
+            &[empty, lower],
+            Some(&Upper { upper: &upper, work: &work, lasting: false }),
+            Privilege::own(),
+        )?;
         rootfs::attach(mounted.as_fd(), &path.join("root"))?;
         let root = crate::bundle::open_root(&path.join("root"))?;
         self.build.addition.hold(place)?;

@@ -292,7 +292,7 @@ fn stack(
         for fd in lowers {
             all.push(fd.try_clone()?);
         }
-        rootfs::overlay(&all, Some(&Upper { upper, work }), Privilege::own())
+        rootfs::overlay(&all, Some(&Upper { upper, work, lasting: false }), Privilege::own())
     };
     let mounted = mount(stubs)?;
     let mut wanted: Vec<(&str, bool)> = vec![("proc", true), ("dev", true), ("sys", true)];

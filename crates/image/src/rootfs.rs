@@ -113,6 +113,8 @@ fn look(layers: &[Unpacked], path: &[u8], privilege: Privilege) -> Result<Seen> 
 pub struct Upper<'a> {
     pub upper: &'a Path,
     pub work: &'a Path,
+    /// It is used for longer than a command: what is written is synced as on any file system.
+    pub lasting: bool,
 }
 
 /// A root file system of these layers, the lowest first; without an upper it is read-only. It is mounted nowhere yet.
@@ -130,7 +132,7 @@ pub fn overlay(layers: &[OwnedFd], upper: Option<&Upper<'_>>, privilege: Privile
     if privilege == Privilege::User {
         common.push(("userxattr", None));
     }
-    if let Some(Upper { upper, work }) = upper {
+    if let Some(Upper { upper, work, lasting }) = upper {
         common.push(("upperdir", Some(upper.display().to_string())));
         common.push(("workdir", Some(work.display().to_string())));
         // What is written becomes a layer: it must not depend on what else lies here. What lasts is synced by us, once.
@@ -140,7 +142,9 @@ pub fn overlay(layers: &[OwnedFd], upper: Option<&Upper<'_>>, privilege: Privile
             Privilege::User => &["index"],
         };
         common.extend(offs.iter().map(|off| (*off, Some("off".to_owned()))));
-        common.push(("volatile", None));
+        if !lasting {
+            common.push(("volatile", None));
+        }
     } else if names.len() == 1 {
         // Without an upper the kernel wants two of them.
         let tree = sys::mount::clone_tree(layers[0].as_fd(), Path::new(""), false);
@@ -222,7 +226,7 @@ mod tests {
             fs::create_dir(at(dir)).unwrap();
         }
         let read = |path: &str| fs::read_to_string(at("m").join(path)).ok();
-        for upper in [None, Some(Upper { upper: &at("u"), work: &at("w") })] {
+        for upper in [None, Some(Upper { upper: &at("u"), work: &at("w"), lasting: false })] {
             let tree = match overlay(&layers, upper.as_ref(), Privilege::own()) {
                 Ok(tree) => tree,
                 Err(e) => {

@@ -154,6 +154,11 @@ pub fn detach_here() -> io::Result<()> {
     Ok(rustix::mount::unmount(".", UnmountFlags::DETACH)?)
 }
 
+/// Unmount what nobody uses (`EBUSY`).
+pub fn unmount(path: &Path) -> io::Result<()> {
+    Ok(rustix::mount::unmount(path, UnmountFlags::NOFOLLOW)?)
+}
+
 /// Detach the host's mount at `path`.
 pub fn detach(path: &Path) -> io::Result<()> {
     Ok(rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?)

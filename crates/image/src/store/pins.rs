@@ -25,7 +25,7 @@ pub struct Pin {
 }
 
 impl Store {
-    fn pin_path(name: &str) -> Result<String> {
+    pub(super) fn pin_path(name: &str) -> Result<String> {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         let fine = !name.is_empty() && name.len() <= 200 && name.chars().all(plain) && !name.starts_with('.');
         match fine {

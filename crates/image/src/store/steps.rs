@@ -176,6 +176,19 @@ impl Store {
         self.write_step(key, &Step { boot: Self::boot(), layer, ..step.clone() })
     }
 
+    /// Keep a step whose tree is a folder of the store, in `from`.
+    pub(super) fn keep_folder(&self, key: &Digest, step: &Step, from: &str) -> Result<()> {
+        let path = Self::step_path(key);
+        self.make(STEPS)?;
+        self.make(&path)?;
+        let _lock = self.lock_file(STEPS_LOCK, FlockOperation::LockExclusive)?;
+        match rustix::fs::renameat(&self.fd, from, &self.fd, format!("{path}/{TREE}")) {
+            Ok(()) | Err(Errno::EXIST | Errno::NOTEMPTY) => {}
+            Err(e) => return Err(e).with_context(|| format!("keep {}/{path}", self.root.display())),
+        }
+        self.write_step(key, &Step { boot: Self::boot(), ..step.clone() })
+    }
+
     fn write_step(&self, key: &Digest, step: &Step) -> Result<()> {
         self.write_beside(key, RECORD, &serde_json::to_vec(step)?)
     }

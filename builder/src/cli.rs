@@ -283,7 +283,10 @@ pub fn main() -> i32 {
 
 fn run(cli: Cli) -> Result<i32> {
     let user = sys::user::effective_ids();
-    let environment = Environment::gather(user.0);
+    let mut environment = Environment::gather(user.0);
+    if cli.verb.runs() {
+        environment.look_for_interpreters();
+    }
     let mut subordinate = Subordinate::default();
     let isolated = matches!(&cli.verb, Verb::Build(args) if args.isolation() == build::Rung::Single);
     if user.0 != 0 && cli.verb.needs_ids() {

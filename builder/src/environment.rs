@@ -9,6 +9,8 @@ use image::registry::client::Settings;
 use image::registry::credentials::Credentials;
 use report::Explain;
 
+use crate::foreign::Interpreter;
+
 /// The values that matter.
 #[derive(Clone, Debug)]
 pub struct Environment {
@@ -19,6 +21,8 @@ pub struct Environment {
     docker: Option<PathBuf>,
     auth_file: Option<PathBuf>,
     pub search: OsString,
+    /// What runs programs of other machines.
+    pub interpreters: Vec<Interpreter>,
 }
 
 fn path(name: &str) -> Option<PathBuf> {
@@ -42,7 +46,13 @@ impl Environment {
             auth_file: path("REGISTRY_AUTH_FILE"),
             home,
             search: env::var_os("PATH").unwrap_or_default(),
+            interpreters: Vec::new(),
         }
+    }
+
+    /// Look for what runs programs of other machines, while the host's /proc is seen.
+    pub fn look_for_interpreters(&mut self) {
+        self.interpreters = crate::foreign::interpreters();
     }
 
     /// Where images are kept: what was named, or what the environment says.

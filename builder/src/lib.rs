@@ -5,6 +5,7 @@
 //! | [`cli`] | what did the user ask for? One file for each verb, or a few that belong together |
 //! | [`environment`] | what does the environment say: where the store is, who we are to registries? |
 //! | [`facts`] | what is there to tell about an image? |
+//! | [`foreign`] | which machines' programs run here? |
 //! | [`mod@format`] | how are results printed? |
 //! | [`progress`] | what is seen of long work? |
 //! | [`dockerfile`] | what does a Dockerfile say? |
@@ -21,6 +22,7 @@ pub mod dockerfile;
 pub mod environment;
 pub mod exec;
 pub mod facts;
+pub mod foreign;
 pub mod format;
 pub mod git;
 pub mod glob;

@@ -625,6 +625,10 @@ fn errors_show_the_line_and_change_nothing() {
             "FROM base\nCOPY nowhere /\n",
             "berth-builder: Dockerfile:2: \"nowhere\": not found in the build context c\n",
         ),
+        (
+            "FROM --platform=linux/riscv64 scratch\nCOPY Dockerfile /a\nRUN [\"/a\"]\n",
+            "berth-builder: Dockerfile:3: this is a program for riscv64, and this machine (",
+        ),
         ("FROM base\nRUNN x\n", "berth-builder: Dockerfile:2: unknown instruction \"RUNN\"\n"),
         ("FROM base\nCOPY --chwon=1 a b\n", "berth-builder: Dockerfile:2: COPY has no flag --chwon\n"),
     ] {

@@ -603,6 +603,7 @@ impl Build {
             drop: self.cap_drop.iter().map(capability).collect(),
             no_new_privileges,
             network: self.network.clone().filter(|n| n != "default"),
+            interpreters: app.environment.interpreters.clone(),
             debug_shell: self.debug_shell,
             mapped,
         })

@@ -30,6 +30,7 @@ use serde_json::{Value, json};
 use super::owners;
 use super::real::{Last, real};
 use crate::bundle::{self, Runner};
+use crate::foreign::Interpreter;
 use crate::plan::state::Run;
 
 /// What a command finds beside its root file system.
@@ -77,6 +78,8 @@ pub struct Settings {
     pub drop: Vec<String>,
     pub no_new_privileges: bool,
     pub network: Option<String>,
+    /// What runs programs of other machines.
+    pub interpreters: Vec<Interpreter>,
     /// A command that fails is followed by a shell in its place.
     pub debug_shell: bool,
     /// We are in a user namespace, with so many ids.

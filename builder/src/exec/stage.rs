@@ -9,6 +9,7 @@ use image::Digest;
 use image::layer::whiteout::Privilege;
 use image::manifest::{Config, History, RootFs};
 use image::store::{Archive, Blob, Step, Tree};
+use report::Explain;
 use serde_json::{Value, json};
 
 use super::copy::{self, Placing};
@@ -19,6 +20,7 @@ use super::{Build, Built, Event, How, Layer, lock, pick, sandbox};
 use crate::dockerfile::ast::{self, Instruction};
 use crate::dockerfile::parse;
 use crate::dockerfile::source::{Problem, Source, Span};
+use crate::foreign::{self, Runs};
 use crate::ignore::Ignore;
 use crate::plan::stages::{Node, Origin};
 use crate::plan::state::{self, Bring, State, Work};
@@ -43,6 +45,8 @@ pub(super) struct Running<'b, 'a> {
     pub(super) key: Digest,
     history: Vec<History>,
     no_cache: bool,
+    /// Of the programs in it.
+    architecture: String,
     /// What is only there to be mounted on.
     pub(super) stubs: sandbox::Stubs,
     /// The file system so far, mounted.
@@ -80,13 +84,17 @@ impl<'a> Build<'a> {
         let stage = &self.file.stages[node.number];
         let place = Place { source: self.source, span: &stage.span };
         let mut base_name = None;
+        let platform = node.platform.as_deref().or(self.options.platform.as_deref());
+        let wanted = match platform {
+            Some(text) => text.parse().map_err(|e| place.failed(e))?,
+            None => self.given.target.clone(),
+        };
         let scratch = || Config {
-            architecture: self.given.target.architecture.clone(),
-            os: self.given.target.os.clone(),
-            variant: self.given.target.variant.clone(),
+            architecture: wanted.architecture.clone(),
+            os: wanted.os.clone(),
+            variant: wanted.variant.clone(),
             ..Config::default()
         };
-        let platform = node.platform.as_deref().or(self.options.platform.as_deref());
         let image = |name: &str| -> Result<_> {
             let base = self.base(name, platform).map_err(|e| place.failed(e))?;
             let (layers, key) = Self::base_layers(&base);
@@ -112,10 +120,6 @@ impl<'a> Build<'a> {
                 base_name = Some((name.clone(), base.target.clone()));
                 (layers, key, base.config)
             }
-        };
-        let wanted = match platform {
-            Some(text) => text.parse().map_err(|e| place.failed(e))?,
-            None => self.given.target.clone(),
         };
         if !matches!(node.base, Origin::Stage(_)) && config.architecture != wanted.architecture {
             let text = format!(
@@ -165,6 +169,7 @@ impl<'a> Build<'a> {
             key,
             history: config.history.clone().unwrap_or_default(),
             no_cache,
+            architecture: config.architecture.clone(),
             stubs: Vec::new(),
             view: None,
             steps: (0, count),
@@ -459,6 +464,7 @@ impl<'b, 'a> Running<'b, 'a> {
             return Ok((effect, How::Cached));
         }
         self.remember(self.tell_why(number, parts, None)?, None)?;
+        self.can_run(number)?;
         let build = self.build;
         let lowers = build.trees(&self.layers)?;
         let mut run = state::Run { environment, ..run.clone() };
@@ -487,6 +493,37 @@ impl<'b, 'a> Running<'b, 'a> {
         let (key, effect) = self.keep(key, title, made, None)?;
         self.key = key;
         Ok((effect, How::Made))
+    }
+
+    /// Programs of other machines need something that runs them.
+    fn can_run(&self, number: usize) -> Result<()> {
+        let own = &self.build.given.build.architecture;
+        let architecture = &self.architecture;
+        match foreign::runs(architecture, own, &self.build.sandbox.interpreters) {
+            Runs::Natively | Runs::Perhaps => {}
+            Runs::By(found) => {
+                let what = match found.open {
+                    true => format!("programs for {architecture} are run by {}", found.path),
+                    false => format!(
+                        "programs for {architecture} need {} in the image: binfmt_misc has it without its flag F",
+                        found.path
+                    ),
+                };
+                (self.build.tell)(Event::Note { step: number, text: &what });
+            }
+            Runs::Not => {
+                let text = format!(
+                    "this is a program for {architecture}, and this machine ({own}) has nothing that runs it"
+                );
+                let error = report::error(report::Kind::Unsupported, text);
+                let failed: Result<()> = Err(error);
+                return failed.hint(|| {
+                    "an interpreter in binfmt_misc with its flag F, as Debian's qemu-user-static has them"
+                        .to_owned()
+                });
+            }
+        }
+        Ok(())
     }
 
     /// The file system so far, to be looked at.

@@ -150,6 +150,8 @@ pub struct Build<'a> {
 pub struct Shared {
     /// Layers that were made as archives alone, or as both.
     pub blobs: Mutex<HashMap<Digest, Blob>>,
+    /// Those of which the archive is still being made.
+    pub later: Mutex<HashMap<Digest, splice::Later>>,
     /// Bases that were unpacked.
     unpacked: Mutex<BTreeSet<Digest>>,
     pub images: Mutex<BTreeMap<(String, Option<String>), Base>>,
@@ -163,6 +165,24 @@ pub struct Shared {
     next: Mutex<usize>,
     /// Steps that were taken from an earlier build, and all.
     pub counts: Mutex<(usize, usize)>,
+}
+
+impl Shared {
+    /// Wait until a layer's archive is there, if it is being made.
+    pub fn wait_for(&self, key: &Digest) -> Result<()> {
+        let mut later = lock(&self.later);
+        if let Some(thread) = later.remove(key) {
+            let blob = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            lock(&self.blobs).insert(key.clone(), blob);
+        }
+        Ok(())
+    }
+
+    /// The same of all.
+    pub fn wait(&self) -> Result<()> {
+        let keys: Vec<Digest> = lock(&self.later).keys().cloned().collect();
+        keys.iter().try_for_each(|key| self.wait_for(key))
+    }
 }
 
 /// Lock, whatever has happened to who had it before.
@@ -349,6 +369,7 @@ impl Build<'_> {
         if let Some(trees) = self.store.step_trees(key, &step)? {
             return Ok(trees);
         }
+        self.shared.wait_for(key)?;
         let made = lock(&self.shared.blobs).get(key).map(Blob::file).transpose()?;
         let file = match made {
             Some(file) => file,

@@ -139,6 +139,7 @@ fn prepare(
     let label = wish.latest.map_or_else(|| "kept".to_owned(), |n| n.to_string());
     // Archives of those that have none are made side by side.
     let parts: Vec<Mutex<Option<Part>>> = built.layers.iter().map(|_| Mutex::default()).collect();
+    shared.wait()?;
     let blobs = Mutex::new(std::mem::take(&mut *lock(&shared.blobs)));
     let new = Mutex::new(Vec::new());
     let adopted = Mutex::new(Vec::new());

@@ -15,12 +15,14 @@ use image::store::{Addition, Blob, Tree};
 use image::{Digest, Store, workers};
 
 use super::pick::Item;
-use super::splice::{self, Before, Known, List};
+use super::splice::{self, Before, Known, Later, List};
 
 /// A layer that was made.
 #[derive(Debug)]
 pub struct Made {
-    pub blob: Blob,
+    /// None: it comes later.
+    pub blob: Option<Blob>,
+    pub later: Option<Later>,
     /// Bytes of files.
     pub bytes: u64,
     pub tree: Option<Tree>,
@@ -104,7 +106,13 @@ pub fn make(
         && let Some((key, list)) = &before.tree
         && let Some(delta) = splice::delta(entries, &identities, list, view)?
     {
-        small = Some(write_tree(addition, entries, &delta)?);
+        let tree = Some(write_tree(addition, entries, &delta)?);
+        // What comes next needs the tree alone.
+        if let Some((later, list)) = splice::archive_later(addition, entries, &identities, before, latest)? {
+            let (later, list, over) = (Some(later), Some(list), Some(key.clone()));
+            return Ok(Made { blob: None, later, bytes: 0, tree, over, list });
+        }
+        small = tree;
         over = Some(key.clone());
     }
     let mut made = match before {
@@ -129,15 +137,7 @@ pub fn make(
 fn write_tree(addition: &Addition<'_>, entries: &Entries<'_>, delta: &splice::Delta) -> Result<Tree> {
     let tree = addition.tree()?;
     let mut to = Writer::new(Vec::new());
-    splice::write_delta(entries, delta, |header, content| {
-        let (header, mut content) = open(header, content)?;
-        to.header(&header)?;
-        if header.kind == Kind::File {
-            let copied = std::io::copy(&mut content, &mut to)?;
-            ensure!(copied == header.size, "it has become shorter meanwhile");
-        }
-        Ok(())
-    })?;
+    splice::write_delta(entries, delta, |header, content| put(&mut to, header, content, None))?;
     apply(&mut &to.finish()?[..], tree.as_fd(), addition.store().tree_options()?)?;
     Ok(tree)
 }
@@ -164,6 +164,29 @@ fn open<'c>(header: &Header, content: &'c Content<'_>) -> Result<(Header, Box<dy
             (header, Box::new(file))
         }
     })
+}
+
+/// One of them, as it stands in an archive.
+pub fn entry_bytes(header: &Header, content: &Content<'_>, latest: Option<i64>) -> Result<Vec<u8>> {
+    let mut to = Writer::new(Vec::new());
+    put(&mut to, header, content, latest)?;
+    let mut bytes = to.finish()?;
+    // Without the archive's end.
+    bytes.truncate(bytes.len() - 1024);
+    Ok(bytes)
+}
+
+fn put(to: &mut Writer<Vec<u8>>, header: &Header, content: &Content<'_>, latest: Option<i64>) -> Result<()> {
+    let (header, content) = open(header, content).with_context(|| header.title())?;
+    match latest {
+        Some(latest) => to.header(&header.no_later_than(latest))?,
+        None => to.header(&header)?,
+    }
+    if header.kind == Kind::File {
+        let copied = std::io::copy(&mut content.take(header.size), to)?;
+        ensure!(copied == header.size, "{}: it has become shorter meanwhile", header.title());
+    }
+    Ok(())
 }
 
 /// Write all of them.
@@ -302,7 +325,7 @@ pub fn write(
         }
         Ok((bytes, list))
     })?;
-    Ok(Made { blob: writer.finish(), bytes, tree, over: None, list: Some(list) })
+    Ok(Made { blob: Some(writer.finish()), later: None, bytes, tree, over: None, list: Some(list) })
 }
 
 fn is_broken_pipe(e: &anyhow::Error) -> bool {

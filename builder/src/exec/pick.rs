@@ -117,13 +117,16 @@ pub fn listing(sources: &[Source]) -> serde_json::Value {
     if count > LISTED {
         return serde_json::Value::Null;
     }
-    let mut all = serde_json::Map::new();
+    let mut all = String::new();
     for item in sources.iter().flat_map(|s| &s.items).filter(|i| i.header.kind != Kind::Directory) {
         let mut hasher = Hasher::new(Algorithm::Sha256);
         line(&mut hasher, item, false);
-        all.insert(item.from.escape_ascii().to_string(), hasher.finish().short().into());
+        all.push_str(hasher.finish().short());
+        all.push(' ');
+        all.push_str(&item.from.escape_ascii().to_string());
+        all.push('\n');
     }
-    serde_json::Value::Object(all)
+    all.into()
 }
 
 /// What a digest says of one item.

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 
@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use image::Digest;
 use image::digest::{Algorithm, Hasher};
 use image::layer::tar::{Header, Kind};
+use image::store::{Addition, Blob};
 
 use super::layer::{Content, Entries, Writing};
 use super::real;
@@ -130,6 +131,37 @@ fn identity(header: &Header, content: &Content<'_>, latest: Option<i64>) -> Opti
     hasher.finish().bytes()[..16].try_into().ok()
 }
 
+/// What an archive is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Piece {
+    /// Of the archive from before.
+    Old(u64, u64),
+    /// An entry, by its number.
+    New(usize),
+}
+
+/// An archive as pieces, and the entries that stand in it as they did.
+fn pieces<'e>(
+    entries: &'e Entries<'_>,
+    identities: &[Identity],
+    before: &'e Before,
+) -> (Vec<Piece>, Vec<Option<&'e Known>>) {
+    let mut old = before.list.0.iter().peekable();
+    let (mut all, mut same) = (Vec::new(), Vec::new());
+    for (n, ((header, _), identity)) in entries.iter().zip(identities).enumerate() {
+        let key = Entries::key(&header.path);
+        while old.next_if(|o| Entries::key(&o.path) < key).is_some() {}
+        let known = old.next_if(|o| o.path == header.path).filter(|o| o.identity == *identity);
+        match (known, all.last_mut()) {
+            (Some(known), Some(Piece::Old(_, to))) if *to == known.range.0 => *to = known.range.1,
+            (Some(known), _) => all.push(Piece::Old(known.range.0, known.range.1)),
+            (None, _) => all.push(Piece::New(n)),
+        }
+        same.push(known);
+    }
+    (all, same)
+}
+
 /// Write the archive: what is as it was, from where it stands.
 pub fn archive(
     entries: &Entries<'_>,
@@ -137,34 +169,98 @@ pub fn archive(
     before: &Before,
     writing: &mut Writing<'_>,
 ) -> Result<()> {
-    let mut old = before.list.0.iter().peekable();
-    let mut pending: Option<(u64, u64)> = None;
-    for ((header, content), identity) in entries.iter().zip(identities) {
-        let key = Entries::key(&header.path);
-        while old.next_if(|o| Entries::key(&o.path) < key).is_some() {}
-        let same = old.next_if(|o| o.path == header.path).filter(|o| o.identity == *identity);
-        if let Some(known) = same {
-            writing.listed(header, known.range.1 - known.range.0);
-            match &mut pending {
-                Some(range) if range.1 == known.range.0 => range.1 = known.range.1,
-                _ => {
-                    flush(before, pending.take(), writing)?;
-                    pending = Some(known.range);
+    let (pieces, same) = pieces(entries, identities, before);
+    let all: Vec<_> = entries.iter().collect();
+    let mut next = 0;
+    for piece in pieces {
+        match piece {
+            Piece::New(n) => {
+                super::layer::write_entry(all[n].0, all[n].1, writing)?;
+                next = n + 1;
+            }
+            Piece::Old(from, to) => {
+                let mut part = Part { file: &before.archive, at: from, end: to };
+                writing.whole(&mut part).context(TAKING)?;
+                for (known, (header, _)) in same[next..].iter().zip(&all[next..]) {
+                    let Some(known) = known.filter(|k| (from..to).contains(&k.range.0)) else { break };
+                    writing.listed(header, known.range.1 - known.range.0);
+                    next += 1;
                 }
             }
-            continue;
         }
-        flush(before, pending.take(), writing)?;
-        super::layer::write_entry(header, content, writing)?;
     }
-    flush(before, pending, writing)
+    Ok(())
 }
 
-fn flush(before: &Before, range: Option<(u64, u64)>, writing: &mut Writing<'_>) -> Result<()> {
-    let Some((from, to)) = range else { return Ok(()) };
-    let mut part = Part { file: &before.archive, at: from, end: to };
-    writing.whole(&mut part).context("take over entries of the layer that was before")
+const TAKING: &str = "take over entries of the layer that was before";
+/// Bytes of new entries that are kept in memory.
+const MEMORY: u64 = 16 << 20;
+
+/// The same, while others go on. None: too much is new.
+pub fn archive_later(
+    addition: &Addition<'_>,
+    entries: &Entries<'_>,
+    identities: &[Identity],
+    before: &Before,
+    latest: Option<i64>,
+) -> Result<Option<(Later, List)>> {
+    let (pieces, same) = pieces(entries, identities, before);
+    let all: Vec<_> = entries.iter().collect();
+    let new = pieces.iter().map(|p| match p {
+        Piece::New(n) => all[*n].0.size,
+        Piece::Old(..) => 0,
+    });
+    if new.sum::<u64>() > MEMORY {
+        return Ok(None);
+    }
+    let mut parts = Vec::new();
+    let mut lengths: Vec<u64> = same.iter().map(|k| k.map_or(0, |k| k.range.1 - k.range.0)).collect();
+    for piece in pieces {
+        parts.push(match piece {
+            Piece::Old(from, to) => Ok((from, to)),
+            Piece::New(n) => {
+                let bytes = super::layer::entry_bytes(all[n].0, all[n].1, latest)?;
+                lengths[n] = bytes.len() as u64;
+                Err(bytes)
+            }
+        });
+    }
+    let mut at = 0;
+    let known = all.iter().zip(identities).zip(lengths).map(|(((header, _), identity), length)| {
+        at += length;
+        let range = (at - length, at);
+        Known { path: header.path.clone(), kind: header.kind as u8, identity: *identity, range }
+    });
+    let list = List(known.collect());
+    let file = before.archive.try_clone().context(TAKING)?;
+    let mut writer = addition.writer(Algorithm::Sha256)?;
+    let work = move || -> Result<Blob> {
+        let mut buffer = vec![0; 1 << 20];
+        for part in parts {
+            match part {
+                Err(bytes) => writer.write_all(&bytes).context("write a layer")?,
+                Ok((from, to)) => {
+                    let mut part = Part { file: &file, at: from, end: to };
+                    loop {
+                        let n = part.read(&mut buffer).context(TAKING)?;
+                        if n == 0 {
+                            break;
+                        }
+                        writer.write_all(&buffer[..n]).context("write a layer")?;
+                    }
+                }
+            }
+        }
+        // An archive's end.
+        writer.write_all(&[0; 1024]).context("write a layer")?;
+        Ok(writer.finish())
+    };
+    let thread = std::thread::Builder::new().name("archive".to_owned()).spawn(work);
+    Ok(Some((thread.context("start what writes a layer")?, list)))
 }
+
+/// An archive that is being made.
+pub type Later = std::thread::JoinHandle<Result<Blob>>;
 
 struct Part<'f> {
     file: &'f File,

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::copy::{self, Placing};
 use super::layer::{self, Entries};
 use super::mode::{self, Chmod};
-use super::splice::{Before, List};
+use super::splice::{Before, Later, List};
 use super::{Build, Built, Event, How, Layer, lock, pick, sandbox};
 use crate::dockerfile::ast::{self, Instruction};
 use crate::dockerfile::parse;
@@ -219,6 +219,9 @@ impl<'a> Build<'a> {
 /// A layer as an archive, as a tree (a folder of it), or as both.
 type Layered<'t> = (Option<Blob>, Option<(Tree, &'t str)>);
 
+/// What else is known of a layer: above which step's tree its own is, what its archive holds, and that it is still being made.
+type More = (Option<Digest>, Option<List>, Option<Later>);
+
 /// An instruction of a Dockerfile, what its step depended on, and the step before it.
 type Series = (Digest, Value, Option<Digest>);
 
@@ -309,6 +312,7 @@ impl<'b, 'a> Running<'b, 'a> {
         Ok(step.empty
             || step.instead.is_some()
             || store.step_tree(key, step)?.is_some()
+            || lock(&self.build.shared.later).contains_key(key)
             || lock(&self.build.shared.blobs).contains_key(key)
             || archive.is_some_and(|a| store.has(&a.diff_id).unwrap_or(false)))
     }
@@ -328,7 +332,7 @@ impl<'b, 'a> Running<'b, 'a> {
         key: Digest,
         title: &str,
         made: Option<Layered<'_>>,
-        more: Option<(Option<Digest>, Option<List>)>,
+        more: Option<More>,
     ) -> Result<(Digest, Effect)> {
         let store = self.build.store;
         let mut step = Step::of(title);
@@ -357,8 +361,11 @@ impl<'b, 'a> Running<'b, 'a> {
             step.archives.insert(self.label(), archive);
             lock(&self.build.shared.blobs).insert(kept_under.clone(), blob);
         }
-        if let Some((over, list)) = more {
+        if let Some((over, list, later)) = more {
             step.over = over;
+            if let Some(later) = later {
+                lock(&self.build.shared.later).insert(kept_under.clone(), later);
+            }
             if let Some(list) = list {
                 store.keep_entries(&kept_under, &list.to_bytes())?;
             }
@@ -375,8 +382,8 @@ impl<'b, 'a> Running<'b, 'a> {
     }
 
     fn keep_made(&self, key: Digest, title: &str, made: layer::Made) -> Result<(Digest, Effect)> {
-        let layer::Made { blob, tree, over, list, .. } = made;
-        self.keep(key, title, Some((Some(blob), tree.map(|t| (t, "")))), Some((over, list)))
+        let layer::Made { blob, tree, over, list, later, .. } = made;
+        self.keep(key, title, Some((blob, tree.map(|t| (t, "")))), Some((over, list, later)))
     }
 
     /// Tell what is other than in the last build of this instruction.
@@ -901,9 +908,17 @@ impl Build<'_> {
 
 /// The first thing that is other than before, in a line.
 fn why(before: &Value, now: &Value) -> Option<String> {
-    if let (Some(before), Some(now)) = (before["listing"].as_object(), now["listing"].as_object()) {
-        let changed = now.iter().find(|(path, sum)| before.get(*path) != Some(sum));
-        if let Some((path, _)) = changed {
+    if let (Some(before), Some(now)) = (before["listing"].as_str(), now["listing"].as_str()) {
+        // Lines that both have at their beginning say nothing.
+        let same =
+            before.lines().zip(now.lines()).take_while(|(b, n)| b == n).map(|(b, _)| b.len() + 1).sum();
+        let all = |text: &'_ str| -> BTreeMap<String, String> {
+            let rest = text.get(same..).unwrap_or_default().lines();
+            rest.filter_map(|l| l.split_once(' ').map(|(sum, path)| (path.to_owned(), sum.to_owned())))
+                .collect()
+        };
+        let (before, now) = (all(before), all(now));
+        if let Some((path, _)) = now.iter().find(|(path, sum)| before.get(*path) != Some(sum)) {
             let how = if before.contains_key(path) { "has changed" } else { "is new" };
             return Some(format!("not from the cache: {path} {how}"));
         }

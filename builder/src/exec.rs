@@ -10,6 +10,7 @@
 //! | [`layer`] | how does a step that needs no container make a layer? |
 //! | [`splice`] | how is one made of what it was before? |
 //! | [`sandbox`] | how is a `RUN` run? |
+//! | [`network`] | how does a command get a network of its own? |
 //! | [`owners`] | whose are files where there is only one id? |
 //! | [`mounts`] | what does it find mounted? |
 //! | [`real`] | where does a path lead in a tree that nobody trusts? |
@@ -26,6 +27,7 @@ pub mod index;
 pub mod layer;
 pub mod mode;
 pub mod mounts;
+pub mod network;
 pub mod owners;
 pub mod pick;
 pub mod real;

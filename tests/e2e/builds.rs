@@ -596,6 +596,32 @@ fn a_working_container_is_changed_by_hand() {
 }
 
 #[test]
+fn a_command_has_a_network_of_its_own() {
+    let bed = bed(&["store"]);
+    write(&bed, "c/Dockerfile", "FROM base\nRUN cat /proc/net/dev /proc/net/route /etc/resolv.conf\n");
+    let mut without = command(&bed, "store", &["build", "--network", "private", "c"]);
+    let out = finish(without.env("PATH", "/nowhere"));
+    assert!(out.code == Some(125) && out.stderr.contains("slirp4netns"), "{out:?}");
+    for (program, interface, nameserver) in
+        [("pasta", "eth", "169.254.1.1"), ("slirp4netns", "tap0:", "10.0.2.3")]
+    {
+        if !Path::new("/dev/net/tun").exists() || need::program(program).is_none() {
+            continue;
+        }
+        let args = ["build", "--no-cache", "--progress", "plain", "--network", program, "c"];
+        let out = on(&bed, "store", &args).success().stderr;
+        assert!(out.contains(interface) && out.contains(&format!("nameserver {nameserver}")), "{out}");
+        // A way out: a route for all addresses.
+        let route = |line: &str| {
+            line.split_whitespace().skip_while(|w| w.starts_with('#')).nth(2) == Some("00000000")
+        };
+        assert!(out.lines().any(route), "{out}");
+    }
+    write(&bed, "c/Dockerfile", "FROM base\nRUN --network=none ! grep -v -e lo: -e '|' /proc/net/dev\n");
+    on(&bed, "store", &["build", "c"]).success();
+}
+
+#[test]
 fn an_agent_is_where_programs_look_for_it() {
     let bed = bed(&["store"]);
     let socket = bed.path("agent");

@@ -78,7 +78,7 @@ pub struct Build {
     /// A variable of the image's environment
     #[arg(long, value_name = "NAME[=VALUE]")]
     env: Vec<String>,
-    /// Network of RUN: host or none
+    /// Network of RUN: host, none, or private: one of its own, with pasta or slirp4netns
     #[arg(long, value_name = "MODE")]
     network: Option<String>,
     /// A line of /etc/hosts in RUN
@@ -577,8 +577,8 @@ impl Build {
         }
         if let Some(network) = self.network.as_deref() {
             ensure!(
-                matches!(network, "host" | "none" | "default"),
-                "--network {network}: a build's commands have host or none"
+                matches!(network, "host" | "none" | "default") || exec::network::is_private(network),
+                "--network {network}: a build's commands have host, none or private"
             );
         }
         let mapped = if app.user.0 == 0 {
@@ -603,6 +603,7 @@ impl Build {
             drop: self.cap_drop.iter().map(capability).collect(),
             no_new_privileges,
             network: self.network.clone().filter(|n| n != "default"),
+            search: app.environment.search.clone(),
             interpreters: app.environment.interpreters.clone(),
             debug_shell: self.debug_shell,
             mapped,

@@ -27,6 +27,7 @@ use image::rootfs::{self, Upper};
 use image::store::{Addition, Tree};
 use serde_json::{Value, json};
 
+use super::network::{self, Private};
 use super::owners;
 use super::real::{Last, real};
 use crate::bundle::{self, Runner};
@@ -78,6 +79,8 @@ pub struct Settings {
     pub drop: Vec<String>,
     pub no_new_privileges: bool,
     pub network: Option<String>,
+    /// Where programs are, PATH.
+    pub search: std::ffi::OsString,
     /// What runs programs of other machines.
     pub interpreters: Vec<Interpreter>,
     /// A command that fails is followed by a shell in its place.
@@ -141,7 +144,12 @@ pub fn run(
         Ok(path)
     };
     let root = folder("rootfs")?;
-    files(settings, &room, &mut bound)?;
+    let network = run.network.as_deref().or(settings.network.as_deref()).unwrap_or("host");
+    let private = match network::is_private(network) {
+        true => Some(Private::start(network, &room, &settings.search)?),
+        false => None,
+    };
+    files(settings, &room, &mut bound, private.as_ref())?;
     if let Some((path, content)) = &run.script {
         let from = Source::File(content.as_bytes().to_vec(), 0o755, (0, 0));
         bound.push(Bound { target: path.clone(), from, writable: false });
@@ -152,6 +160,12 @@ pub fn run(
     // With a path, what is open of it can be mounted again.
     let fs = bundle::open_root(&root)?;
     let mut config = config(settings, run, fs.as_fd())?;
+    if let Some(private) = &private
+        && let Some(all) = config["linux"]["namespaces"].as_array_mut()
+    {
+        all.retain(|n| n["type"] != "network");
+        all.push(json!({"type": "network", "path": private.path}));
+    }
     let single = settings.mapped == Some(1);
     let agent = if single { Some(owners::Agent::start(&room)?) } else { None };
     let mut user = None;
@@ -213,6 +227,7 @@ pub fn run(
     }
     drop(_root);
     drop(agent);
+    drop(private);
     if let Some(user) = user.filter(|_| status == 0) {
         owners::of_user(bundle::open_root(&upper)?.as_fd(), user)?;
     }
@@ -249,12 +264,20 @@ fn like(below: BorrowedFd<'_>, upper: &Path) -> Result<()> {
 }
 
 /// `/etc/hosts` and the like, as this command finds them.
-fn files(settings: &Settings, room: &Path, bound: &mut Vec<Bound>) -> Result<()> {
+fn files(settings: &Settings, room: &Path, bound: &mut Vec<Bound>, private: Option<&Private>) -> Result<()> {
     let mut hosts = format!("127.0.0.1\tlocalhost {HOSTNAME}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
     for (name, address) in &settings.hosts {
         hosts.push_str(&format!("{address}\t{name}\n"));
     }
-    let resolv = std::fs::read("/etc/resolv.conf").unwrap_or_default();
+    let mut resolv = std::fs::read("/etc/resolv.conf").unwrap_or_default();
+    if let Some(private) = private {
+        let text = String::from_utf8_lossy(&resolv);
+        let others = text.lines().filter(|l| !l.trim_start().starts_with("nameserver"));
+        let all: Vec<String> = std::iter::once(format!("nameserver {}", private.nameserver))
+            .chain(others.map(str::to_owned))
+            .collect();
+        resolv = format!("{}\n", all.join("\n")).into_bytes();
+    }
     for (name, content) in [
         ("hosts", hosts.into_bytes()),
         ("resolv.conf", resolv),
@@ -352,12 +375,14 @@ fn config(settings: &Settings, run: &Run, root: BorrowedFd<'_>) -> Result<Value>
     let network = run.network.as_deref().or(settings.network.as_deref()).unwrap_or("host");
     match network {
         "none" => {}
+        // It is told where later.
+        other if network::is_private(other) => {}
         "host" | "default" => {
             if let Some(all) = linux["namespaces"].as_array_mut() {
                 all.retain(|n| n["type"] != "network");
             }
         }
-        other => bail!("network {other:?}: a build's commands have host or none"),
+        other => bail!("network {other:?}: a build's commands have host, none or private"),
     }
     if let (Some(all), Some(more)) = (linux["resources"].as_object_mut(), settings.resources.as_object()) {
         all.extend(more.clone());

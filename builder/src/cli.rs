@@ -15,6 +15,7 @@ mod rootfs;
 mod transfer;
 mod working;
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -251,6 +252,25 @@ impl Registry {
     }
 }
 
+/// Docker's longer ways to say the same: `image build`, `builder build`, `buildx build`, `image rm`.
+fn as_docker_has_them(all: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut all: Vec<OsString> = all.collect();
+    let is = |n: usize, names: &[&str]| all.get(n).is_some_and(|a| names.iter().any(|name| a == name));
+    let image = is(1, &["image"]);
+    let verbs =
+        ["build", "history", "import", "inspect", "load", "ls", "prune", "pull", "push", "rm", "save", "tag"];
+    if (image && is(2, &verbs)) || (is(1, &["builder", "buildx"]) && is(2, &["build", "prune"])) {
+        let group = all.remove(1);
+        match all[1].to_str() {
+            Some("rm") => all[1] = "rmi".into(),
+            // There it is of what builds keep.
+            Some("prune") if group != "image" => all.insert(2, "--build-cache".into()),
+            _ => {}
+        }
+    }
+    all
+}
+
 /// Print a result.
 pub fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
@@ -263,7 +283,7 @@ pub fn print(text: &str) -> Result<()> {
 
 /// Parse, run, report; the exit status.
 pub fn main() -> i32 {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(as_docker_has_them(std::env::args_os())) {
         Ok(cli) => cli,
         Err(e) => {
             let wrong = e.use_stderr();

@@ -622,6 +622,29 @@ fn a_command_has_a_network_of_its_own() {
 }
 
 #[test]
+fn variables_of_files_and_docker_s_longer_words() {
+    let bed = bed(&["store"]);
+    write(&bed, "c/Dockerfile", "FROM base\nENV A=dockerfile\n");
+    write(&bed, "vars", "# a comment\nA=file\nB=with = signs\nFROM_HOST\nUNSET\n");
+    let mut build = command(
+        &bed,
+        "store",
+        &["image", "build", "--env-file", "vars", "--env", "C=flag", "-t", "app", "c"],
+    );
+    finish(build.env("FROM_HOST", "host")).success();
+    let env =
+        on(&bed, "store", &["image", "inspect", "--format", "{{json .Config.Env}}", "app"]).success().stdout;
+    let env: Vec<String> = serde_json::from_str(&env).expect("JSON");
+    assert_eq!(env, ["PATH=/bin", "A=file", "B=with = signs", "FROM_HOST=host", "C=flag"]);
+    write(&bed, "vars", "no name=x\n");
+    let out = on(&bed, "store", &["build", "--env-file", "vars", "c"]);
+    assert!(out.code == Some(125) && out.stderr.contains("vars:1"), "{out:?}");
+    on(&bed, "store", &["image", "rm", "app"]).success();
+    assert!(!on(&bed, "store", &["image", "ls"]).success().stdout.contains("app"));
+    on(&bed, "store", &["builder", "prune"]).success();
+}
+
+#[test]
 fn an_agent_is_where_programs_look_for_it() {
     let bed = bed(&["store"]);
     let socket = bed.path("agent");

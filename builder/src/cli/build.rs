@@ -78,6 +78,9 @@ pub struct Build {
     /// A variable of the image's environment
     #[arg(long, value_name = "NAME[=VALUE]")]
     env: Vec<String>,
+    /// A file of such variables, a line each
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
     /// Network of RUN: host, none, or private: one of its own, with pasta or slirp4netns
     #[arg(long, value_name = "MODE")]
     network: Option<String>,
@@ -1141,11 +1144,31 @@ fn add_labels(config: &mut Config, args: &Build) -> Result<()> {
     if !labels.is_empty() {
         execution.labels.get_or_insert_default().extend(labels);
     }
-    for text in &args.env {
+    let mut variables = Vec::new();
+    for path in &args.env_file {
+        let title = path.display().to_string();
+        let text = std::fs::read_to_string(path).with_context(|| format!("--env-file: read {title}"))?;
+        for (n, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty() && !l.starts_with('#'))
+        {
+            let name = line.split('=').next().unwrap_or_default();
+            ensure!(
+                !name.is_empty() && !name.contains(char::is_whitespace),
+                "--env-file: {title}:{}: NAME=VALUE, or NAME",
+                n + 1
+            );
+            variables.push(line.to_owned());
+        }
+    }
+    variables.extend(args.env.iter().cloned());
+    for text in &variables {
         let all = execution.env.get_or_insert_default();
         let (name, value) = match text.split_once('=') {
             Some((name, value)) => (name, value.to_owned()),
-            None => (text.as_str(), std::env::var(text).unwrap_or_default()),
+            // What is not there is not set.
+            None => match std::env::var(text) {
+                Ok(value) => (text.as_str(), value),
+                Err(_) => continue,
+            },
         };
         all.retain(|e| e.split('=').next() != Some(name));
         all.push(format!("{name}={value}"));

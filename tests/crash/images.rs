@@ -35,10 +35,12 @@ pub enum Verb {
     Save,
     /// With files and commands, and nothing kept of an earlier one.
     Build,
+    /// With one file of many changed.
+    Rebuild,
 }
 
 impl Verb {
-    pub const ALL: [Verb; 9] = [
+    pub const ALL: [Verb; 10] = [
         Verb::Pull,
         Verb::Load,
         Verb::Rmi,
@@ -48,6 +50,7 @@ impl Verb {
         Verb::Tag,
         Verb::Save,
         Verb::Build,
+        Verb::Rebuild,
     ];
 
     pub fn name(self) -> &'static str {
@@ -61,6 +64,7 @@ impl Verb {
             Verb::Tag => "tag",
             Verb::Save => "save",
             Verb::Build => "build",
+            Verb::Rebuild => "rebuild",
         }
     }
 }
@@ -192,7 +196,7 @@ impl Scenario {
                 load("old", &[])?;
                 load("moved", &[])?;
             }
-            Verb::Build => {
+            Verb::Build | Verb::Rebuild => {
                 let base = [harness::image::busybox_layer("sh cat mkdir rm")].to_vec();
                 let base = harness::image::make("base:1", base, &json!({"Cmd": ["/bin/sh"]}));
                 fs::write(scenario.path("base.tar"), base.archive)?;
@@ -201,6 +205,14 @@ impl Scenario {
                     let path = scenario.path("context").join(name);
                     fs::create_dir_all(path.parent().context("a folder")?)?;
                     fs::write(path, content)?;
+                }
+                if verb == Verb::Rebuild {
+                    for n in 0..100 {
+                        fs::write(scenario.path(&format!("context/d/{n}")), format!("{n}\n"))?;
+                    }
+                    let context = scenario.path("context").to_string_lossy().into_owned();
+                    scenario.succeeds(&["build", "-q", "-t", "first:1", &context])?;
+                    fs::write(scenario.path("context/d/7"), "another\n")?;
                 }
             }
             Verb::Pull | Verb::Load | Verb::Tag | Verb::Save => {}
@@ -251,11 +263,13 @@ impl Scenario {
             Verb::Unpack | Verb::UnpackCopy => {
                 vec!["unpack".to_owned(), "new:1".to_owned(), text("out/bundle")]
             }
-            Verb::Build => ["build", "-q", "-t", "built:1", "--cgroup-parent", &self.cgroup()]
-                .map(str::to_owned)
-                .into_iter()
-                .chain([text("context")])
-                .collect(),
+            Verb::Build | Verb::Rebuild => {
+                ["build", "-q", "-t", "built:1", "--cgroup-parent", &self.cgroup()]
+                    .map(str::to_owned)
+                    .into_iter()
+                    .chain([text("context")])
+                    .collect()
+            }
             Verb::Tag => ["tag", "keep:1", "other:1", "third/name:2"].map(str::to_owned).to_vec(),
             Verb::Save => {
                 vec!["save".to_owned(), "-o".to_owned(), text("out/saved.tar"), "keep:1".to_owned()]
@@ -348,7 +362,7 @@ impl Scenario {
         if again.code != Some(0) && !gone && !there {
             wrong.push(format!("the same again: exit code {:?}: {}", again.code, again.stderr.trim()));
         }
-        if self.verb == Verb::Build {
+        if matches!(self.verb, Verb::Build | Verb::Rebuild) {
             wrong.extend(self.left_by_builds());
         }
         match self.effect() {

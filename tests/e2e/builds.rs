@@ -375,6 +375,15 @@ fn a_layer_made_of_the_one_before_is_what_it_would_be_anew() {
     // What was over something of the base brings it back, which a tree above another would hide.
     run("rm", &["date"]);
     assert_eq!(same("a lower file comes back").1, 7);
+    // What a build has made that failed is no hindrance to the next.
+    write(&bed, "c/tree/d3/f11", "not yet\n");
+    let failing = "FROM base\nCOPY tree /app\nCOPY tree /bin/\nRUN false\n";
+    let dockerfile = fs::read_to_string(bed.path("c/Dockerfile")).expect("the Dockerfile");
+    write(&bed, "c/Dockerfile", failing);
+    assert_eq!(on(&bed, "store", &["build", "c"]).code, Some(125));
+    write(&bed, "c/Dockerfile", dockerfile);
+    write(&bed, "c/tree/d3/f11", "now\n");
+    assert_eq!(same("after a failure").1, 11);
     // The tree below goes with its image; what lay above it is made of the archive.
     on(&bed, "store", &["prune", "--force"]).success();
     write(&bed, "c/Dockerfile", "FROM base\nCOPY tree /app\nCOPY tree /bin/\nRUN ls -R /app /bin > /names\n");

@@ -27,8 +27,10 @@ use crate::plan::state::{self, Bring, State, Work};
 
 /// Changes when the same instruction makes something else than before.
 const EDITION: u32 = 1;
-/// In what is remembered of an instruction, the key of what it made.
+/// In what is remembered of an instruction, the keys of what it made.
 const MADE: &str = "made";
+/// How many of them. What a build has made that failed later is of no use to the next.
+const MADE_MOST: usize = 4;
 
 /// What a step's result depends on, as a key.
 pub fn key(parts: &Value) -> Digest {
@@ -222,8 +224,8 @@ type Layered<'t> = (Option<Blob>, Option<(Tree, &'t str)>);
 /// What else is known of a layer: above which step's tree its own is, what its archive holds, and that it is still being made.
 type More = (Option<Digest>, Option<List>, Option<Later>);
 
-/// An instruction of a Dockerfile, what its step depended on, and the step before it.
-type Series = (Digest, Value, Option<Digest>);
+/// An instruction of a Dockerfile, what its step depended on, and what it made before, the last first.
+type Series = (Digest, Value, Vec<Digest>);
 
 /// What a step came to.
 pub(super) enum Effect {
@@ -407,13 +409,16 @@ impl<'b, 'a> Running<'b, 'a> {
         {
             (build.tell)(Event::Note { step: number, text: &text });
         }
-        let made = before.and_then(|before| before[MADE].as_str()?.parse().ok());
-        Ok((series, parts, made))
+        let made =
+            before.map(|before| before[MADE].clone()).and_then(|made| serde_json::from_value(made).ok());
+        Ok((series, parts, made.unwrap_or_default()))
     }
 
     /// Keep what an instruction depends on now, and what it made, for its next build.
-    fn remember(&self, (series, mut parts, _): Series, made: Option<&Digest>) -> Result<()> {
-        if let (Some(all), Some(made)) = (parts.as_object_mut(), made) {
+    fn remember(&self, (series, mut parts, before): Series, made: Option<&Digest>) -> Result<()> {
+        if let Some(all) = parts.as_object_mut() {
+            let others = before.iter().filter(|b| Some(*b) != made);
+            let made: Vec<&Digest> = made.into_iter().chain(others).take(MADE_MOST).collect();
             all.insert(MADE.to_owned(), json!(made));
         }
         let mut step = Step::of("what an instruction depended on");
@@ -704,10 +709,13 @@ impl<'b, 'a> Running<'b, 'a> {
                 self.key = chain(&key);
                 return Ok((effect, How::Made));
             }
-            let before = match &series.2 {
-                Some(key) if archives.is_empty() => self.before(key)?,
-                _ => None,
-            };
+            let mut before = None;
+            for made in &series.2 {
+                before = self.before(made)?;
+                if before.is_some() {
+                    break;
+                }
+            }
             layer::make(
                 build.addition,
                 &entries,

@@ -297,7 +297,7 @@ impl Addition<'_> {
     pub fn writer(&self, algorithm: Algorithm) -> Result<Writer> {
         let temporary = self.store.nameless()?;
         let file = File::from(temporary.fd.try_clone().context("write a blob")?);
-        Ok(Writer { temporary, file, hasher: Hasher::new(algorithm), size: 0, most: None })
+        Ok(Writer { temporary, file, hasher: Hasher::new(algorithm), size: 0, most: None, sent: 0 })
     }
 
     /// Write the blob that `descriptor` promises: other content is refused, and no more than its size is written.
@@ -502,7 +502,12 @@ pub struct Writer {
     hasher: Hasher,
     size: u64,
     most: Option<u64>,
+    /// Bytes that are on their way to the disk.
+    sent: u64,
 }
+
+/// So many bytes are sent to the disk while more come: the barrier at the end has less to wait for.
+const AHEAD: u64 = 4 << 20;
 
 impl Writer {
     /// Bytes so far.
@@ -536,6 +541,10 @@ impl Write for Writer {
         let n = self.file.write(buffer)?;
         self.hasher.update(&buffer[..n]);
         self.size += n as u64;
+        if self.size - self.sent >= AHEAD {
+            sys::fd::write_behind(self.file.as_fd(), self.sent, self.size - self.sent);
+            self.sent = self.size;
+        }
         Ok(n)
     }
 

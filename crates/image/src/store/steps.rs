@@ -173,7 +173,9 @@ impl Store {
                 Err(e) => return Err(e).with_context(keeping),
             }
         }
-        self.write_step(key, &Step { boot: Self::boot(), layer, ..step.clone() })
+        // What has no tree has nothing that could be missing.
+        let boot = if step.empty || step.instead.is_some() { None } else { Self::boot() };
+        self.write_step(key, &Step { boot, layer, ..step.clone() })
     }
 
     /// Keep a step whose tree is a folder of the store, in `from`.

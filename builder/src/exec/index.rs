@@ -18,7 +18,7 @@ use rustix::fs::Stat;
 pub type Sum = [u8; 32];
 
 /// Changes when the records do.
-const MAGIC: &[u8; 16] = b"berth-files-v1\0\0";
+const MAGIC: &[u8; 16] = b"berth-files-v2\0\0";
 const RECORD: usize = 96;
 /// Files that are remembered: some 50 MB.
 const MOST: usize = 1 << 19;
@@ -48,15 +48,25 @@ struct Known {
     sum: Sum,
     /// In this build.
     seen: bool,
+    /// Not in the file yet.
+    new: bool,
 }
 
-/// By device and inode; whether something is new.
-type All = (HashMap<(u64, u64), Known>, bool);
+/// By device and inode.
+type All = HashMap<(u64, u64), Known>;
+
+/// Of a record, so that one that was not written whole is none. FNV-1a.
+fn check(record: &[u8]) -> u64 {
+    let all = record[..40].iter().chain(&record[48..]);
+    all.fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
 
 /// Digests by inode.
 pub struct Index {
     path: PathBuf,
     known: Mutex<All>,
+    /// Records of the file that count; it can be added to.
+    records: Option<usize>,
 }
 
 impl std::fmt::Debug for Index {
@@ -70,11 +80,17 @@ impl Index {
     pub fn open(path: &Path) -> Index {
         let mut known = HashMap::new();
         let bytes = std::fs::read(path).unwrap_or_default();
+        let mut whole = None;
         if let Some(records) = bytes.strip_prefix(MAGIC) {
+            whole = (records.len() % RECORD == 0).then_some(records.len() / RECORD);
             let word = |record: &[u8], at: usize| {
                 u64::from_le_bytes(record[at * 8..at * 8 + 8].try_into().unwrap_or_default())
             };
             for record in records.chunks_exact(RECORD) {
+                if word(record, 5) != check(record) {
+                    whole = None;
+                    continue;
+                }
                 let nanos = word(record, 7);
                 let says = Says {
                     size: word(record, 2),
@@ -83,16 +99,17 @@ impl Index {
                 };
                 let mut sum = [0; 32];
                 sum.copy_from_slice(&record[64..]);
-                known.insert((word(record, 0), word(record, 1)), Known { says, sum, seen: false });
+                known
+                    .insert((word(record, 0), word(record, 1)), Known { says, sum, seen: false, new: false });
             }
         }
-        Index { path: path.to_owned(), known: Mutex::new((known, false)) }
+        Index { path: path.to_owned(), known: Mutex::new(known), records: whole }
     }
 
     /// What the inode was found to hold.
     pub fn get(&self, stat: &Stat) -> Option<Sum> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = known.0.get_mut(&(stat.st_dev, stat.st_ino))?;
+        let found = known.get_mut(&(stat.st_dev, stat.st_ino))?;
         if found.says != Says::of(stat) {
             return None;
         }
@@ -109,8 +126,7 @@ impl Index {
             + Duration::new(after.st_ctime.max(0).unsigned_abs(), after.st_ctime_nsec as u32);
         if says == Says::of(stat) && SystemTime::now().duration_since(changed).is_ok_and(|age| age > RACY) {
             let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            known.0.insert((stat.st_dev, stat.st_ino), Known { says, sum, seen: true });
-            known.1 = true;
+            known.insert((stat.st_dev, stat.st_ino), Known { says, sum, seen: true, new: true });
         }
         Ok(sum)
     }
@@ -118,37 +134,52 @@ impl Index {
     /// Write down what was found. Another build at the same time may win: then some files are read again.
     pub fn save(&self) -> Result<()> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if !known.1 {
+        let new = known.values().filter(|k| k.new).count();
+        if new == 0 {
             return Ok(());
+        }
+        let writing = || format!("write {}", self.path.display());
+        // A few are added, until what they stand for is twice in the file.
+        let added =
+            self.records.is_some_and(|records| records + new <= 2 * known.len() && known.len() <= MOST);
+        if added {
+            let mut bytes = Vec::new();
+            known.iter().filter(|(_, k)| k.new).for_each(|(key, k)| record(*key, k, &mut bytes));
+            let mut file = File::options().append(true).open(&self.path).with_context(writing)?;
+            let length = file.metadata().with_context(writing)?.len();
+            // Another may have left a part of a record meanwhile; ours would mean nothing behind it.
+            if length >= MAGIC.len() as u64 && (length - MAGIC.len() as u64) % RECORD as u64 == 0 {
+                file.write_all(&bytes).with_context(writing)?;
+                known.values_mut().for_each(|k| k.new = false);
+                return Ok(());
+            }
         }
         let mut bytes = MAGIC.to_vec();
         // What this build has seen is worth more.
-        let (seen, others): (Vec<_>, Vec<_>) = known.0.iter().partition(|(_, k)| k.seen);
-        for ((device, inode), Known { says, sum, .. }) in seen.into_iter().chain(others).take(MOST) {
-            let nanos = u64::from(says.modified.1) | u64::from(says.changed.1) << 32;
-            let words = [
-                *device,
-                *inode,
-                says.size,
-                says.modified.0.cast_unsigned(),
-                says.changed.0.cast_unsigned(),
-                0,
-                0,
-                nanos,
-            ];
-            words.iter().for_each(|w| bytes.extend(w.to_le_bytes()));
-            bytes.extend(sum);
-        }
+        let (seen, others): (Vec<_>, Vec<_>) = known.iter().partition(|(_, k)| k.seen);
+        seen.into_iter().chain(others).take(MOST).for_each(|(key, k)| record(*key, k, &mut bytes));
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_nanos());
         let new = self.path.with_extension(format!("{now}.new"));
         let write = || -> io::Result<()> {
             File::create(&new)?.write_all(&bytes)?;
             std::fs::rename(&new, &self.path)
         };
-        write().with_context(|| format!("write {}", self.path.display()))?;
-        known.1 = false;
+        write().with_context(writing)?;
+        known.values_mut().for_each(|k| k.new = false);
         Ok(())
     }
+}
+
+fn record((device, inode): (u64, u64), Known { says, sum, .. }: &Known, bytes: &mut Vec<u8>) {
+    let nanos = u64::from(says.modified.1) | u64::from(says.changed.1) << 32;
+    let (modified, changed) = (says.modified.0.cast_unsigned(), says.changed.0.cast_unsigned());
+    let begin = bytes.len();
+    for word in [device, inode, says.size, modified, changed, 0, 0, nanos] {
+        bytes.extend(word.to_le_bytes());
+    }
+    bytes.extend(sum);
+    let sum = check(&bytes[begin..]);
+    bytes[begin + 40..begin + 48].copy_from_slice(&sum.to_le_bytes());
 }
 
 /// The digest of an open file, with its attributes.
@@ -183,4 +214,49 @@ pub fn sum(file: &File, size: u64) -> Result<Sum> {
 
 fn raw(hasher: Hasher) -> Sum {
     hasher.finish().bytes().try_into().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_found_is_found_again() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("index");
+        let read = |index: &Index, name: &str, content: &str| {
+            let file = folder.path().join(name);
+            std::fs::write(&file, content).expect("write");
+            // Long ago, so that its times can be trusted.
+            std::thread::sleep(RACY * 2);
+            let file = File::open(file).expect("open");
+            let stat = rustix::fs::fstat(&file).expect("stat");
+            (index.read(&file, &stat).expect("read"), stat)
+        };
+        let mut all = Vec::new();
+        for n in 0..6 {
+            let index = Index::open(&path);
+            all.push(read(&index, &n.to_string(), "content"));
+            index.save().expect("saved");
+        }
+        let index = Index::open(&path);
+        all.iter().for_each(|(sum, stat)| assert_eq!(index.get(stat), Some(*sum)));
+        // Of what was not written whole, the rest counts, and it can be added to again.
+        let bytes = std::fs::read(&path).expect("the index");
+        for damaged in [&bytes[..bytes.len() - 7], &[&bytes[..], &[1; 50]].concat()] {
+            std::fs::write(&path, damaged).expect("write");
+            let index = Index::open(&path);
+            let kept = all.iter().filter(|(sum, stat)| index.get(stat) == Some(*sum)).count();
+            assert!(kept >= 5, "{kept}");
+            let (sum, stat) = read(&index, "more", "more");
+            index.save().expect("saved");
+            assert_eq!(Index::open(&path).get(&stat), Some(sum));
+        }
+        let mut wrong = bytes.clone();
+        let last = wrong.len() - 1;
+        wrong[last] ^= 1;
+        std::fs::write(&path, wrong).expect("write");
+        let index = Index::open(&path);
+        assert_eq!(all.iter().filter(|(_, stat)| index.get(stat).is_some()).count(), 5);
+    }
 }

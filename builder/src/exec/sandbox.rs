@@ -56,6 +56,14 @@ pub enum Source {
 /// Paths that are only there to be mounted on, and whether they are folders.
 pub type Stubs = Vec<(Vec<u8>, bool)>;
 
+/// What every command has mounted. These are there below all layers, whether an image has them or not: to look first would be a
+/// mount more.
+pub fn first_stubs() -> Stubs {
+    let folders = ["proc", "dev", "sys"].map(|f| (f.as_bytes().to_vec(), true));
+    let files = ["etc/hosts", "etc/resolv.conf", "etc/hostname"].map(|f| (f.as_bytes().to_vec(), false));
+    folders.into_iter().chain(files).collect()
+}
+
 /// What is run.
 #[derive(Debug)]
 pub struct Command<'a> {

@@ -172,7 +172,7 @@ impl<'a> Build<'a> {
             history: config.history.clone().unwrap_or_default(),
             no_cache,
             architecture: config.architecture.clone(),
-            stubs: Vec::new(),
+            stubs: sandbox::first_stubs(),
             view: None,
             steps: (0, count),
             name,

@@ -148,7 +148,7 @@ impl Index {
             let mut file = File::options().append(true).open(&self.path).with_context(writing)?;
             let length = file.metadata().with_context(writing)?.len();
             // Another may have left a part of a record meanwhile; ours would mean nothing behind it.
-            if length >= MAGIC.len() as u64 && (length - MAGIC.len() as u64) % RECORD as u64 == 0 {
+            if length >= MAGIC.len() as u64 && (length - MAGIC.len() as u64).is_multiple_of(RECORD as u64) {
                 file.write_all(&bytes).with_context(writing)?;
                 known.values_mut().for_each(|k| k.new = false);
                 return Ok(());

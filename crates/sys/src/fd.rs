@@ -46,6 +46,13 @@ pub fn publish(path: &Path, bytes: &[u8]) -> io::Result<()> {
     }
 }
 
+/// sync_file_range(2): begin to write a part of a file to the disk, and do not wait. Only a hint.
+pub fn write_behind(fd: BorrowedFd<'_>, offset: u64, length: u64) {
+    let (offset, length) = (offset.cast_signed(), length.cast_signed());
+    // SAFETY: integers only. What it returns changes nothing: the data is synced later all the same.
+    unsafe { libc::sync_file_range(fd.as_raw_fd(), offset, length, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
@@ -57,11 +64,4 @@ mod tests {
         }
         std::fs::remove_file(&path).unwrap();
     }
-}
-
-/// sync_file_range(2): begin to write a part of a file to the disk, and do not wait. Only a hint.
-pub fn write_behind(fd: BorrowedFd<'_>, offset: u64, length: u64) {
-    let (offset, length) = (offset.cast_signed(), length.cast_signed());
-    // SAFETY: integers only. What it returns changes nothing: the data is synced later all the same.
-    unsafe { libc::sync_file_range(fd.as_raw_fd(), offset, length, libc::SYNC_FILE_RANGE_WRITE) };
 }

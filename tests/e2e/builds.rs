@@ -334,7 +334,7 @@ fn a_layer_made_of_the_one_before_is_what_it_would_be_anew() {
         "c/Dockerfile",
         "FROM base\nCOPY tree /app\nCOPY tree /bin/\nRUN cat /app/*/f* > /all && ls -R /app /bin > /names\n",
     );
-    for n in 0..200 {
+    for n in 0..100 {
         write(&bed, &format!("c/tree/d{}/f{n}", n % 8), format!("content {n}\n"));
     }
     write(&bed, "c/tree/date", "not the date\n");
@@ -611,16 +611,14 @@ fn a_command_has_a_network_of_its_own() {
     let mut without = command(&bed, "store", &["build", "--network", "private", "c"]);
     let out = finish(without.env("PATH", "/nowhere"));
     assert!(out.code == Some(125) && out.stderr.contains("slirp4netns"), "{out:?}");
-    for (program, interface, nameserver) in
-        [("pasta", "eth", "169.254.1.1"), ("slirp4netns", "tap0:", "10.0.2.3")]
-    {
+    for (program, nameserver) in [("pasta", "169.254.1.1"), ("slirp4netns", "10.0.2.3")] {
         if !Path::new("/dev/net/tun").exists() || need::program(program).is_none() {
             continue;
         }
         let args = ["build", "--no-cache", "--progress", "plain", "--network", program, "c"];
         let out = on(&bed, "store", &args).success().stderr;
-        assert!(out.contains(interface) && out.contains(&format!("nameserver {nameserver}")), "{out}");
-        // A way out: a route for all addresses.
+        assert!(out.contains(&format!("nameserver {nameserver}")), "{out}");
+        // A way out, whatever its interface is called: a route for all addresses.
         let route = |line: &str| {
             line.split_whitespace().skip_while(|w| w.starts_with('#')).nth(2) == Some("00000000")
         };

@@ -484,6 +484,10 @@ fn what_an_image_holds_and_is_made_of_is_told_beside_it() {
     assert_eq!(definition["externalParameters"]["request"]["secrets"], json!(["s"]));
     assert_eq!(definition["resolvedDependencies"][0]["uri"], "pkg:docker/base@latest");
     assert!(!provenance.to_string().contains("hidden"));
+    // It is said of the digest that others get, too.
+    for layer in blob(&image["digest"])["layers"].as_array().expect("layers") {
+        assert!(layer["mediaType"].as_str().is_some_and(|t| t.ends_with("+gzip")), "{layer}");
+    }
     // The same again says the same, and less says less.
     let first = digest(&bed, "store", "app");
     on(&bed, "store", &[&args[..], &["--no-cache", "--provenance=mode=max", "c"]].concat()).success();

@@ -1005,7 +1005,12 @@ fn once(app: &App, store: &Store, args: &Build, watch: &Watch, whole: bool) -> R
         let wish = Wish {
             names: if many || told != Told::default() { Vec::new() } else { names.clone() },
             family,
-            compression: args.compression.as_deref().map(str::parse).transpose()?,
+            compression: match args.compression.as_deref() {
+                Some(text) => Some(text.parse()?),
+                // What is said of an image is said of its digest, which must stay what it is when it is pushed.
+                None if told != Told::default() => Some(image::layer::compress::Compression::GZIP),
+                None => None,
+            },
             annotations: pairs("--annotation", &args.annotation)?,
             latest,
             created: latest,

@@ -6,14 +6,14 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use report::Explain;
+use rustix::event::{PollFd, PollFlags, poll};
 use sys::process::flags;
 
-/// What is waited for such a program.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// What is waited for such a program, in seconds.
+const PATIENCE: i64 = 10;
 
 /// A network namespace with a way out, for as long as it lives.
 #[derive(Debug)]
@@ -107,11 +107,14 @@ fn slirp(program: &Path, path: PathBuf) -> Result<Private> {
     sys::process::die_with_parent(&mut command);
     let mut child = command.spawn().with_context(|| format!("start {}", program.display()))?;
     let mut said = child.stdout.take().context("its output")?;
-    let begin = Instant::now();
-    let mut byte = [0];
+    let patience = rustix::event::Timespec { tv_sec: PATIENCE, tv_nsec: 0 };
+    let mut fds = [PollFd::new(&said, PollFlags::IN)];
+    let ready =
+        rustix::io::retry_on_intr(|| poll(&mut fds, Some(&patience))).context("wait for the network")?;
     // It says something, or ends.
-    let n = said.read(&mut byte).context("wait for the network")?;
-    if n == 0 || begin.elapsed() > PATIENCE {
+    if ready == 0 || said.read(&mut [0]).context("wait for the network")? == 0 {
+        // It may have ended by itself.
+        child.kill().unwrap_or_default();
         let status = child.wait().context("wait for slirp4netns")?;
         bail!("{}: it could not set up the network ({status})", program.display());
     }

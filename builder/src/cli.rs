@@ -12,6 +12,8 @@ mod pull;
 mod push;
 mod remote;
 mod rootfs;
+mod rung;
+mod told;
 mod transfer;
 mod working;
 
@@ -308,7 +310,7 @@ fn run(cli: Cli) -> Result<i32> {
         environment.look_for_interpreters();
     }
     let mut subordinate = Subordinate::default();
-    let isolated = matches!(&cli.verb, Verb::Build(args) if args.isolation() == build::Rung::Single);
+    let isolated = matches!(&cli.verb, Verb::Build(args) if args.isolation() == rung::Rung::Single);
     if user.0 != 0 && cli.verb.needs_ids() {
         if !isolated && image::rootless::has_helpers(&environment.search) {
             subordinate = Subordinate::of(user.0)?;

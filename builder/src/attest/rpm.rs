@@ -49,9 +49,8 @@ pub fn packages(
                 Err(e) => Ok(Some(format!("/{path}: {}", report::line(&e)))),
             };
         }
-        let path = format!("{place}/Packages");
-        if files::read(root, &path, MOST)?.is_some() {
-            return Ok(Some(format!("/{path}: packages in a Berkeley DB are not read")));
+        if files::list(root, place)?.iter().any(|name| name == "Packages") {
+            return Ok(Some(format!("/{place}/Packages: packages in a Berkeley DB are not read")));
         }
     }
     Ok(None)

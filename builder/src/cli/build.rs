@@ -17,8 +17,9 @@ use report::{Explain, Kind};
 use serde_json::{Value, json};
 
 use super::output::{self, Output};
+use super::rung::{self, Rung};
+use super::told::{self, Told};
 use super::{App, Registry, print, pull};
-use crate::attest::provenance::Material;
 use crate::attest::{self, package, provenance, spdx};
 use crate::context::{self, Contexts};
 use crate::dockerfile::source::Source;
@@ -213,37 +214,6 @@ Examples:
   berth-builder build --secret id=token,src=token .   RUN --mount=type=secret,id=token
   berth-builder build - < Dockerfile                  without any files";
 
-/// Who commands are, from less to more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
-pub enum Rung {
-    /// As much as there is
-    #[value(alias = "default", alias = "oci")]
-    Auto,
-    /// Root in a user namespace with a single id: owners of files are written down, not real
-    #[value(alias = "single-id")]
-    Single,
-    /// Root in a user namespace with subordinate ids
-    #[value(alias = "subids")]
-    Rootless,
-    /// Root, in a container with a cgroup of its own
-    Root,
-}
-
-impl Rung {
-    fn name(self) -> String {
-        clap::ValueEnum::to_possible_value(&self).map(|v| v.get_name().to_owned()).unwrap_or_default()
-    }
-
-    fn what(self) -> &'static str {
-        match self {
-            Rung::Auto => "as much as there is",
-            Rung::Single => "a user with a single id",
-            Rung::Rootless => "a user with subordinate ids",
-            Rung::Root => "root",
-        }
-    }
-}
-
 /// How base images and downloads are got.
 struct Sources<'a> {
     app: &'a App,
@@ -386,68 +356,10 @@ fn fields<'t>(flag: &str, text: &'t str, known: &[&str]) -> Result<BTreeMap<&'t 
     Ok(found)
 }
 
-/// What is told of an image beside it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Told {
-    provenance: Option<provenance::Mode>,
-    sbom: bool,
-}
-
-/// Images and files that the build was made of.
-fn materials(shared: &Shared) -> Vec<Material> {
-    let mut all: Vec<Material> = exec::lock(&shared.images)
-        .iter()
-        .map(|((name, platform), base)| {
-            let digest = &base.target.digest;
-            Material {
-                address: package::image_url(name, platform.as_deref()),
-                digest: (digest.algorithm().name().to_owned(), digest.hex().to_owned()),
-            }
-        })
-        .collect();
-    let fetched = exec::lock(&shared.fetched).clone();
-    all.extend(fetched.into_iter().map(|(address, digest)| Material { address, digest }));
-    all.sort();
-    all.dedup();
-    all
-}
-
 impl Build {
     /// The rung that was asked for.
     pub fn isolation(&self) -> Rung {
         self.isolation
-    }
-
-    fn told(&self) -> Result<Told> {
-        let mut told = Told::default();
-        let mode = |flag: &str, text: &str| {
-            Ok(match text {
-                "true" | "mode=min" | "" => Some(provenance::Mode::Min),
-                "mode=max" => Some(provenance::Mode::Max),
-                "false" => None,
-                other => bail!("{flag}={other}: true, false, mode=min or mode=max"),
-            })
-        };
-        for text in &self.attest {
-            match text.split_once(',').unwrap_or((text, "")) {
-                ("type=provenance", how) => told.provenance = mode("--attest", how)?,
-                ("type=sbom", "" | "true") => told.sbom = true,
-                _ => bail!("--attest {text}: type=provenance[,mode=min|max] or type=sbom"),
-            }
-        }
-        if let Some(text) = &self.provenance {
-            told.provenance = mode("--provenance", text)?;
-        }
-        match self.sbom.as_deref() {
-            None => {}
-            Some("true") => told.sbom = true,
-            Some("false") => told.sbom = false,
-            Some(other) => {
-                let e: Result<()> = Err(anyhow::anyhow!("--sbom={other}: true or false"));
-                e.hint(|| "packages are found without another program".to_owned())?;
-            }
-        }
-        Ok(told)
     }
 
     fn arguments(&self) -> Result<BTreeMap<String, String>> {
@@ -827,30 +739,8 @@ fn once(app: &App, store: &Store, args: &Build, watch: &Watch, whole: bool) -> R
         Some("never") => Pull::Never,
         Some(other) => bail!("--pull={other}: always, missing or never"),
     };
-    let rung = match (app.user.0, app.subordinate.is_empty()) {
-        (0, _) => Rung::Root,
-        (_, false) => Rung::Rootless,
-        (_, true) => Rung::Single,
-    };
-    for (flag, wanted) in [("--isolation", args.isolation), ("--min-isolation", args.min_isolation)] {
-        let fits =
-            wanted == Rung::Auto || if flag == "--isolation" { rung == wanted } else { rung >= wanted };
-        let e: Result<()> = if fits {
-            Ok(())
-        } else {
-            Err(anyhow::anyhow!("{flag} {}: this is {}", wanted.name(), rung.what()))
-        };
-        e.hint(|| {
-            match rung {
-                Rung::Single => {
-                    "subordinate ids: lines in /etc/subuid and /etc/subgid, and newuidmap and newgidmap"
-                }
-                _ => "the user that starts the build decides",
-            }
-            .to_owned()
-        })?;
-    }
-    let told = args.told()?;
+    rung::check(app, args.isolation, args.min_isolation)?;
+    let told = Told::parse(args.provenance.as_deref(), args.sbom.as_deref(), &args.attest)?;
     ensure!(
         told == Told::default() || !matches!(args.format, Some(super::transfer::ManifestFormat::Docker)),
         "--format docker: what is told beside an image is of OCI's format"
@@ -1035,7 +925,7 @@ fn once(app: &App, store: &Store, args: &Build, watch: &Watch, whole: bool) -> R
             predicates.push(spdx::document(packages, &title, &done.manifest.digest.to_string(), &created));
         }
         if let Some(mode) = told.provenance {
-            let materials = materials(&shared);
+            let materials = told::materials(&shared);
             let labels = pairs("--label", &args.label)?;
             let remote = args.context.as_deref().filter(|c| c.contains("://") || c.starts_with("git@"));
             predicates.push(provenance::predicate(

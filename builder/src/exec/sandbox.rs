@@ -355,10 +355,7 @@ fn stack(
     std::fs::remove_dir_all(work).context("clear overlayfs' folder")?;
     DirBuilder::new().mode(0o700).create(work).context("make overlayfs' folder")?;
     // What every command has mounted is there for every command; the rest would be seen by those after this one.
-    let always = |path: &[u8]| {
-        let fixed = ["proc", "dev", "sys", "etc/hosts", "etc/resolv.conf", "etc/hostname"];
-        fixed.iter().any(|f| f.as_bytes() == path)
-    };
+    let always = |path: &[u8]| first_stubs().iter().any(|(fixed, _)| fixed == path);
     let (kept, others): (Stubs, Stubs) = missing.into_iter().partition(|(path, _)| always(path));
     stubs.extend(kept);
     let all = [&stubs[..], &others].concat();

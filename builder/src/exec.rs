@@ -372,7 +372,7 @@ impl Build<'_> {
             return Ok(trees);
         }
         self.shared.wait_for(key)?;
-        let made = lock(&self.shared.blobs).get(key).map(Blob::file).transpose()?;
+        let made = lock(&self.shared.blobs).get(key).map(|blob| blob.file(self.store)).transpose()?;
         let file = match made {
             Some(file) => file,
             None => match step.archives.values().find(|a| self.store.has(&a.diff_id).unwrap_or(false)) {
@@ -380,7 +380,7 @@ impl Build<'_> {
                 None => {
                     let blob = self.remote.fetch(key, self.bases, self.addition)?;
                     let blob = blob.ok_or_else(|| cache::Absent(step.title.clone()))?;
-                    let file = blob.file()?;
+                    let file = blob.file(self.store)?;
                     lock(&self.shared.blobs).insert(key.clone(), blob);
                     file
                 }

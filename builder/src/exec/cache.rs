@@ -218,7 +218,7 @@ pub fn export(
             let latest = label.parse().ok();
             let blob = addition.archive(std::os::fd::AsFd::as_fd(&tree), latest)?;
             known = Some(Archive { diff_id: blob.digest().clone(), size: blob.size() });
-            plain = Some(blob.file()?);
+            plain = Some(blob.file(store)?);
         }
         let (Some(archive), Some(mut plain)) = (known, plain) else { continue };
         record.archives.insert(label.to_owned(), archive.clone());

@@ -293,7 +293,7 @@ fn squash(
     let open = |n: usize, take: &mut dyn FnMut(&mut (dyn Read + Send)) -> Result<()>| {
         let digest = &parts[n].descriptor.digest;
         let from = match new.iter().find(|b| b.digest() == digest) {
-            Some(blob) => blob.file()?,
+            Some(blob) => blob.file(store)?,
             None => store.blob(digest)?,
         };
         let (found, content) = unpacked(from, |plain| take(plain))?;
@@ -344,7 +344,7 @@ fn pack(
     }
     let digest = &part.descriptor.digest;
     let mut from = match new.iter().find(|b| b.digest() == digest) {
-        Some(blob) => blob.file()?,
+        Some(blob) => blob.file(store)?,
         None => store.blob(digest)?,
     };
     let mut writer = addition.writer(Algorithm::Sha256)?;

@@ -144,7 +144,7 @@ impl<'a> Placing<'a, '_> {
                     }
                     _ => {}
                 }
-                let mut header = Header { path, ..item.header.clone() };
+                let mut header = item.header.at(path);
                 if let Some((uid, gid)) = how.owner {
                     (header.uid, header.gid) = (uid, gid);
                 } else if !how.owned {

@@ -1,6 +1,7 @@
 //! How does a step that needs no container make a layer? Its entries are written as an archive, and at the same time, if somebody
 //! will look at it, as a tree.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashSet};
 use std::io::{BufWriter, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -68,17 +69,31 @@ impl<'a> Entries<'a> {
         path.iter().rposition(|b| *b == b'/').is_some_and(|at| self.new.contains(&path[..at]))
     }
 
-    /// So that each folder stands before what is in it, and names follow each other as in a walk.
-    pub fn key(path: &[u8]) -> Vec<u8> {
+    fn key(path: &[u8]) -> Vec<u8> {
         path.iter().map(|b| if *b == b'/' { 0 } else { *b }).collect()
     }
 
+    /// Each folder stands before what is in it, and names follow each other as in a walk.
+    pub fn order(a: &[u8], b: &[u8]) -> Ordering {
+        let key = |b: u8| if b == b'/' { 0 } else { b };
+        match a.iter().zip(b).find(|(a, b)| a != b) {
+            Some((a, b)) => key(*a).cmp(&key(*b)),
+            None => a.len().cmp(&b.len()),
+        }
+    }
+
     pub fn has(&self, path: &[u8]) -> bool {
-        self.all.contains_key(&Self::key(path))
+        self.get(path).is_some()
     }
 
     pub fn get(&self, path: &[u8]) -> Option<&Header> {
-        self.all.get(&Self::key(path)).map(|(header, _)| header)
+        // Most come in their order, and are not there yet.
+        let (_, (last, _)) = self.all.last_key_value()?;
+        match Self::order(path, &last.path) {
+            Ordering::Greater => None,
+            Ordering::Equal => Some(last),
+            Ordering::Less => self.all.get(&Self::key(path)).map(|(header, _)| header),
+        }
     }
 
     pub fn put(&mut self, header: Header, content: Content<'a>) {

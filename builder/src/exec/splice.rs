@@ -2,16 +2,14 @@
 //! there, without a look at the files; the tree is the one from before, with a small one above it that holds what is other.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::{self, Read, Write};
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::FileExt;
+use std::rc::Rc;
 
 use anyhow::{Context, Result};
 use image::Digest;
-use image::digest::{Algorithm, Hasher};
+use image::digest::sha256;
 use image::layer::tar::{Header, Kind};
-use image::store::{Addition, Blob};
+use image::store::{Addition, Blob, Parts};
 
 use super::layer::{Content, Entries, Writing};
 use super::real;
@@ -53,15 +51,15 @@ impl List {
             bytes.extend(path);
         }
         // A list that was cut short is none.
-        let sum = Digest::of(&bytes);
-        bytes.extend(sum.bytes());
+        let sum = sha256(&bytes);
+        bytes.extend(sum);
         bytes
     }
 
     /// None: it is of another edition, or damaged.
     pub fn parse(bytes: &[u8]) -> Option<List> {
         let (mut rest, sum) = bytes.split_at_checked(bytes.len().checked_sub(32)?)?;
-        if Digest::of(rest).bytes()[..] != *sum {
+        if sha256(rest) != *sum {
             return None;
         }
         let mut list = Vec::new();
@@ -86,49 +84,51 @@ impl List {
 /// A layer that was made before by the same instruction.
 #[derive(Debug)]
 pub struct Before {
-    pub list: List,
-    pub archive: File,
+    pub list: Rc<List>,
+    pub archive: Parts,
     /// The step that has a tree of its own, and its entries.
-    pub tree: Option<(Digest, List)>,
+    pub tree: Option<(Digest, Rc<List>)>,
 }
 
 /// Of each entry what it is, in their order; nothing, if that cannot be known, or is not worth it.
 pub fn identities(entries: &Entries<'_>, latest: Option<i64>) -> Option<Vec<Identity>> {
     let mut bytes = 0;
-    let mut all = Vec::new();
+    let (mut all, mut room) = (Vec::new(), Vec::new());
     for (header, content) in entries.iter() {
-        all.push(identity(header, content, latest)?);
+        all.push(identity(header, content, latest, &mut room)?);
         bytes += header.size;
     }
     (all.len() >= ENTRIES_LEAST || bytes >= BYTES_LEAST).then_some(all)
 }
 
-fn identity(header: &Header, content: &Content<'_>, latest: Option<i64>) -> Option<Identity> {
+/// `all`: room for what it depends on.
+fn identity(
+    header: &Header,
+    content: &Content<'_>,
+    latest: Option<i64>,
+    all: &mut Vec<u8>,
+) -> Option<Identity> {
     let Header { path: _, kind, link, mode, uid, gid, mtime, size, device, xattrs, .. } = header;
     let mtime = latest.map_or(*mtime, |latest| (*mtime).min((latest, 0)));
-    let mut hasher = Hasher::new(Algorithm::Sha256);
-    let mut fixed = Vec::with_capacity(96);
-    fixed.push(*kind as u8);
+    all.clear();
+    all.push(*kind as u8);
     for n in [*mode, *uid, *gid, device.0, device.1, mtime.1] {
-        fixed.extend(n.to_le_bytes());
+        all.extend(n.to_le_bytes());
     }
-    fixed.extend(mtime.0.to_le_bytes());
-    fixed.extend(size.to_le_bytes());
-    fixed.extend((link.len() as u64).to_le_bytes());
-    hasher.update(&fixed);
-    hasher.update(link);
-    for part in xattrs.iter().flat_map(|(name, value)| [name, value]) {
-        hasher.update(&(part.len() as u64).to_le_bytes());
-        hasher.update(part);
+    all.extend(mtime.0.to_le_bytes());
+    all.extend(size.to_le_bytes());
+    for part in std::iter::once(link).chain(xattrs.iter().flat_map(|(name, value)| [name, value])) {
+        all.extend((part.len() as u64).to_le_bytes());
+        all.extend(part);
     }
     match content {
         Content::None => {}
-        Content::Bytes(bytes) => hasher.update(&Digest::of(bytes).bytes()),
+        Content::Bytes(bytes) => all.extend(sha256(bytes)),
         // What the attributes in a tree of ours say of the owner is only seen when the file is read.
         Content::File(_, _, true) => return None,
-        Content::File(item, _, false) => hasher.update(&item.sum?),
+        Content::File(item, _, false) => all.extend(item.sum?),
     }
-    hasher.finish().bytes()[..16].try_into().ok()
+    sha256(all)[..16].try_into().ok()
 }
 
 /// What an archive is made of.
@@ -149,8 +149,7 @@ fn pieces<'e>(
     let mut old = before.list.0.iter().peekable();
     let (mut all, mut same) = (Vec::new(), Vec::new());
     for (n, ((header, _), identity)) in entries.iter().zip(identities).enumerate() {
-        let key = Entries::key(&header.path);
-        while old.next_if(|o| Entries::key(&o.path) < key).is_some() {}
+        while old.next_if(|o| Entries::order(&o.path, &header.path).is_lt()).is_some() {}
         let known = old.next_if(|o| o.path == header.path).filter(|o| o.identity == *identity);
         match (known, all.last_mut()) {
             (Some(known), Some(Piece::Old(_, to))) if *to == known.range.0 => *to = known.range.1,
@@ -179,8 +178,7 @@ pub fn archive(
                 next = n + 1;
             }
             Piece::Old(from, to) => {
-                let mut part = Part { file: &before.archive, at: from, end: to };
-                writing.whole(&mut part).context(TAKING)?;
+                writing.whole(&mut before.archive.read(from, to)).context(TAKING)?;
                 for (known, (header, _)) in same[next..].iter().zip(&all[next..]) {
                     let Some(known) = known.filter(|k| (from..to).contains(&k.range.0)) else { break };
                     writing.listed(header, known.range.1 - known.range.0);
@@ -213,18 +211,20 @@ pub fn archive_later(
     if new.sum::<u64>() > MEMORY {
         return Ok(None);
     }
-    let mut parts = Vec::new();
+    let mut parts = Parts::like(&before.archive);
     let mut lengths: Vec<u64> = same.iter().map(|k| k.map_or(0, |k| k.range.1 - k.range.0)).collect();
     for piece in pieces {
-        parts.push(match piece {
-            Piece::Old(from, to) => Ok((from, to)),
+        match piece {
+            Piece::Old(from, to) => parts.take(&before.archive, from, to),
             Piece::New(n) => {
                 let bytes = super::layer::entry_bytes(all[n].0, all[n].1, latest)?;
                 lengths[n] = bytes.len() as u64;
-                Err(bytes)
+                parts.push(&bytes);
             }
-        });
+        }
     }
+    // An archive's end.
+    parts.push(&[0; 1024]);
     let mut at = 0;
     let known = all.iter().zip(identities).zip(lengths).map(|(((header, _), identity), length)| {
         at += length;
@@ -232,56 +232,14 @@ pub fn archive_later(
         Known { path: header.path.clone(), kind: header.kind as u8, identity: *identity, range }
     });
     let list = List(known.collect());
-    let file = before.archive.try_clone().context(TAKING)?;
-    let mut writer = addition.writer(Algorithm::Sha256)?;
-    let work = move || -> Result<Blob> {
-        let mut buffer = vec![0; 1 << 20];
-        for part in parts {
-            match part {
-                Err(bytes) => writer.write_all(&bytes).context("write a layer")?,
-                Ok((from, to)) => {
-                    let mut part = Part { file: &file, at: from, end: to };
-                    loop {
-                        let n = part.read(&mut buffer).context(TAKING)?;
-                        if n == 0 {
-                            break;
-                        }
-                        writer.write_all(&buffer[..n]).context("write a layer")?;
-                    }
-                }
-            }
-        }
-        // An archive's end.
-        writer.write_all(&[0; 1024]).context("write a layer")?;
-        Ok(writer.finish())
-    };
+    let splicing = addition.splice(parts)?;
+    let work = move || splicing.finish();
     let thread = std::thread::Builder::new().name("archive".to_owned()).spawn(work);
     Ok(Some((thread.context("start what writes a layer")?, list)))
 }
 
 /// An archive that is being made.
 pub type Later = std::thread::JoinHandle<Result<Blob>>;
-
-struct Part<'f> {
-    file: &'f File,
-    at: u64,
-    end: u64,
-}
-
-impl Read for Part<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let most = (self.end - self.at).min(buffer.len() as u64) as usize;
-        if most == 0 {
-            return Ok(0);
-        }
-        let n = self.file.read_at(&mut buffer[..most], self.at)?;
-        if n == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it is shorter than it was"));
-        }
-        self.at += n as u64;
-        Ok(n)
-    }
-}
 
 /// What a tree has to hold to be, above the one of `lower`, the tree of these entries: numbers of entries, and paths that are not
 /// there any more. None: it is better made anew.
@@ -318,8 +276,7 @@ pub fn delta(
         Ok(hidden && gone.len() <= most)
     };
     for (n, ((header, _), identity)) in entries.iter().zip(identities).enumerate() {
-        let key = Entries::key(&header.path);
-        while let Some(known) = old.next_if(|o| Entries::key(&o.path) < key) {
+        while let Some(known) = old.next_if(|o| Entries::order(&o.path, &header.path).is_lt()) {
             if !leave(known)? {
                 return Ok(None);
             }
@@ -402,8 +359,10 @@ mod tests {
     }
 
     fn known(entries: &Entries<'_>) -> (Vec<Identity>, List) {
-        let identities: Vec<_> =
-            entries.iter().map(|(h, c)| identity(h, c, Some(0)).expect("an identity")).collect();
+        let identities: Vec<_> = entries
+            .iter()
+            .map(|(h, c)| identity(h, c, Some(0), &mut Vec::new()).expect("an identity"))
+            .collect();
         let list = entries.iter().zip(&identities).enumerate().map(|(n, ((header, _), identity))| Known {
             path: header.path.clone(),
             kind: header.kind as u8,
@@ -429,7 +388,7 @@ mod tests {
         assert_eq!(List::parse(&old.to_bytes()), Some(old.clone()));
         assert_eq!(List::parse(&old.to_bytes()[1..]), None);
         let empty = tempfile::tempdir().expect("a folder");
-        let empty = File::open(empty.path()).expect("open");
+        let empty = std::fs::File::open(empty.path()).expect("open");
         let view = std::os::fd::AsFd::as_fd(&empty);
         type Change = dyn Fn(&mut Vec<(&'static str, &'static str)>);
         let of = |change: &Change, view| {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -401,7 +402,7 @@ impl<'b, 'a> Running<'b, 'a> {
         let series =
             key(&json!({"series": [build.source.name, self.node.number, self.steps.0], "of": place}));
         if let (Some(all), Some(sources)) = (parts.as_object_mut(), sources) {
-            all.insert("listing".to_owned(), pick::listing(sources));
+            all.insert("listed".to_owned(), pick::listing(sources));
         }
         let before = build.store.step(&series)?.map(|step| step.note);
         if !self.no_cache
@@ -431,8 +432,8 @@ impl<'b, 'a> Running<'b, 'a> {
     /// The layer that the same instruction made before, if it is still here.
     fn before(&self, key: &Digest) -> Result<Option<Before>> {
         let store = self.build.store;
-        let list = |key: &Digest| -> Result<Option<List>> {
-            Ok(store.step_entries(key)?.as_deref().and_then(List::parse))
+        let list = |key: &Digest| -> Result<Option<Rc<List>>> {
+            Ok(store.step_entries(key)?.as_deref().and_then(List::parse).map(Rc::new))
         };
         let Some(step) = store.step(key)? else { return Ok(None) };
         let Some(archive) = step.archives.get(&self.label()) else { return Ok(None) };
@@ -449,7 +450,7 @@ impl<'b, 'a> Running<'b, 'a> {
         {
             tree = list(over)?.map(|list| (over.clone(), list));
         }
-        Ok(Some(Before { list: entries, archive: store.blob(&archive.diff_id)?, tree }))
+        Ok(Some(Before { list: entries, archive: store.parts(&archive.diff_id)?, tree }))
     }
 
     fn run(&mut self, number: usize, run: &state::Run, title: &str) -> Result<(Effect, How)> {
@@ -916,16 +917,13 @@ impl Build<'_> {
 
 /// The first thing that is other than before, in a line.
 fn why(before: &Value, now: &Value) -> Option<String> {
-    if let (Some(before), Some(now)) = (before["listing"].as_str(), now["listing"].as_str()) {
-        // Lines that both have at their beginning say nothing.
-        let same =
-            before.lines().zip(now.lines()).take_while(|(b, n)| b == n).map(|(b, _)| b.len() + 1).sum();
-        let all = |text: &'_ str| -> BTreeMap<String, String> {
-            let rest = text.get(same..).unwrap_or_default().lines();
-            rest.filter_map(|l| l.split_once(' ').map(|(sum, path)| (path.to_owned(), sum.to_owned())))
-                .collect()
-        };
-        let (before, now) = (all(before), all(now));
+    if let (Some(before), Some(now)) = (before["listed"].as_str(), now["listed"].as_str()) {
+        // Lines that both have at their beginning and at their end say nothing.
+        let same = |(a, b): &(&str, &str)| a == b;
+        let first = before.lines().zip(now.lines()).take_while(same).count();
+        let most = before.lines().count().min(now.lines().count()) - first;
+        let last = before.lines().rev().zip(now.lines().rev()).take(most).take_while(same).count();
+        let (before, now) = (listed(before, first, last), listed(now, first, last));
         if let Some((path, _)) = now.iter().find(|(path, sum)| before.get(*path) != Some(sum)) {
             let how = if before.contains_key(path) { "has changed" } else { "is new" };
             return Some(format!("not from the cache: {path} {how}"));
@@ -958,6 +956,13 @@ fn why(before: &Value, now: &Value) -> Option<String> {
     ];
     let other = words.iter().find(|(part, _)| before[part] != now[part]);
     other.map(|(_, text)| format!("not from the cache: {text}"))
+}
+
+/// What a listing holds, by path, but for so many lines at its beginning and its end.
+fn listed(text: &str, first: usize, last: usize) -> BTreeMap<&str, &str> {
+    let count = text.lines().count() - last;
+    let lines = text.lines().take(count).skip(first);
+    lines.filter_map(|l| l.split_once(' ').map(|(sum, path)| (path, sum))).collect()
 }
 
 /// Of an instruction, what stands in one line.

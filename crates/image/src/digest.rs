@@ -149,7 +149,17 @@ impl Hasher {
 fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digit = |b: u8| char::from(DIGITS[usize::from(b & 15)]);
-    bytes.iter().flat_map(|b| [digit(b >> 4), digit(*b)]).collect()
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for b in bytes {
+        text.push(digit(b >> 4));
+        text.push(digit(*b));
+    }
+    text
+}
+
+/// The SHA-256 of some bytes, as it is: of thousands of small pieces the text would take longer.
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    sha2::Sha256::digest(bytes).into()
 }
 
 /// Hashes and counts what passes through, in either direction.

@@ -9,6 +9,8 @@
 //!   lock                  flock: shared for whoever adds or reads blobs, exclusive for whoever removes any
 //!   blobs/sha256/<hex>    manifests, configs, layers as they came; a name is there only when the content is whole,
 //!   blobs/sha512/<hex>    verified and on the disk
+//!   spliced/<blob>        a layer of a build that is almost the one before: what is new in it, and where the rest stands in that
+//!                         blob; it becomes a blob when it is read
 //!   layers/<diff id>/     a layer, whatever the blobs that hold it:
 //!     blobs.json          the blobs that were seen to hold it, and how they were compressed
 //!     layer.json          bytes and entries of the tree
@@ -35,6 +37,7 @@ mod layers;
 mod mounts;
 mod names;
 mod pins;
+mod spliced;
 mod steps;
 mod sweep;
 mod usage;
@@ -58,6 +61,7 @@ pub use layers::{Holder, Layer};
 pub use mounts::Mounted;
 pub use names::Image;
 pub use pins::Pin;
+pub use spliced::{Parts, Splicing};
 pub use steps::{Archive, Kept, Step};
 pub use sweep::{Freed, Reached, Wait};
 pub use usage::{ImageUsage, Part, Usage};
@@ -230,15 +234,27 @@ impl Store {
 
     /// Whether that blob is in the store.
     pub fn has(&self, digest: &Digest) -> Result<bool> {
-        self.exists(&Self::blob_path(digest))
+        Ok(self.exists(&Self::blob_path(digest))? || self.exists(&Self::spliced_path(digest))?)
     }
 
     /// Open a blob; what it holds was verified when it was added. `Kind::NotFound` if it is not there.
     pub fn blob(&self, digest: &Digest) -> Result<File> {
+        if let Some(file) = self.open_blob(digest)? {
+            return Ok(file);
+        }
+        if let Some(file) = self.assemble(digest)? {
+            return Ok(file);
+        }
+        // Another may have made it whole meanwhile.
+        let gone = || error(Kind::NotFound, format!("blob {digest} is not in the store"));
+        self.open_blob(digest)?.ok_or_else(gone)
+    }
+
+    fn open_blob(&self, digest: &Digest) -> Result<Option<File>> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         match rustix::fs::openat(&self.fd, Self::blob_path(digest), flags, Mode::empty()) {
-            Ok(fd) => Ok(fd.into()),
-            Err(Errno::NOENT) => Err(error(Kind::NotFound, format!("blob {digest} is not in the store"))),
+            Ok(fd) => Ok(Some(fd.into())),
+            Err(Errno::NOENT) => Ok(None),
             Err(e) => Err(e).with_context(|| format!("open blob {digest}")),
         }
     }
@@ -275,16 +291,26 @@ impl Store {
 
     /// All blobs: digest, bytes, when they came.
     pub fn blobs(&self) -> Result<Vec<(Digest, u64, SystemTime)>> {
-        let mut found = Vec::new();
-        for algorithm in Algorithm::ALL {
-            let dir = self.root.join("blobs").join(algorithm.name());
+        let mut found: Vec<(Digest, u64, SystemTime)> = Vec::new();
+        let folders = Algorithm::ALL.map(|a| (self.root.join("blobs").join(a.name()), Some(a)));
+        for (dir, algorithm) in folders.into_iter().chain([(self.root.join(spliced::SPLICED), None)]) {
             let reading = || format!("read {}", dir.display());
-            for entry in std::fs::read_dir(&dir).with_context(reading)? {
+            let entries = match std::fs::read_dir(&dir) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound && algorithm.is_none() => continue,
+                other => other.with_context(reading)?,
+            };
+            for entry in entries {
                 let entry = entry.with_context(reading)?;
                 let name = entry.file_name();
-                let Ok(digest) = format!("{}:{}", algorithm.name(), name.to_string_lossy()).parse() else {
-                    continue;
+                let name = name.to_string_lossy();
+                let text = match algorithm {
+                    Some(algorithm) => format!("{}:{name}", algorithm.name()),
+                    None => name.replacen('-', ":", 1),
                 };
+                let Ok(digest) = text.parse() else { continue };
+                if algorithm.is_none() && found.iter().any(|(known, ..)| *known == digest) {
+                    continue;
+                }
                 let data = match entry.metadata() {
                     Ok(data) => data,
                     Err(e) if e.kind() == io::ErrorKind::NotFound => continue,

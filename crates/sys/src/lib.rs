@@ -8,6 +8,7 @@ pub mod entry;
 pub mod fd;
 pub mod kernel;
 pub mod keyring;
+pub mod memory;
 pub mod mount;
 pub mod netlink;
 pub mod notify;

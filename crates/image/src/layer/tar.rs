@@ -93,6 +93,14 @@ impl Header {
         header
     }
 
+    /// The same, at another path.
+    pub fn at(&self, path: Vec<u8>) -> Header {
+        let Header { path: _, kind, link, size, mode, uid, gid, mtime, device, xattrs, pieces } = self;
+        let (link, xattrs, pieces) = (link.clone(), xattrs.clone(), pieces.clone());
+        let (kind, size, mode, uid, gid) = (*kind, *size, *mode, *uid, *gid);
+        Header { path, kind, link, size, mode, uid, gid, mtime: *mtime, device: *device, xattrs, pieces }
+    }
+
     /// The path, for people.
     pub fn title(&self) -> String {
         self.path.escape_ascii().to_string()

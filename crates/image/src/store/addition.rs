@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::layers::{Holder, Layer};
+use super::spliced::{self, Parts};
 use super::{INDEX_LOCK, LOCK, Lease, Store, TMP};
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::layer::tree::remove_tree;
@@ -112,7 +113,7 @@ impl Store {
     }
 
     /// A file inside the store without a name, or with one in `tmp`.
-    fn nameless(&self) -> Result<Temporary> {
+    pub(super) fn nameless(&self) -> Result<Temporary> {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         match rustix::fs::openat(&self.fd, "blobs", flags, Mode::from_raw_mode(0o600)) {
             Ok(fd) => Ok(Temporary { store: None, fd }),
@@ -197,7 +198,7 @@ impl Store {
             return Ok(false);
         }
         for blob in told.blobs.iter().filter(|b| !reached.blobs.contains(b)) {
-            remove(self.fd.as_fd(), &Self::blob_path(blob))?;
+            self.remove_blob(blob)?;
         }
         let mounted = self.kept_layers()?;
         let needed = |l: &&Digest| reached.layers.contains(*l) || mounted.contains(l);
@@ -239,9 +240,24 @@ pub struct Blob {
     temporary: Temporary,
     digest: Digest,
     size: u64,
+    /// What it is made of, if that is all that there is of it.
+    parts: Option<Parts>,
 }
 
 impl Blob {
+    pub(super) fn whole(temporary: Temporary, digest: Digest, size: u64) -> Blob {
+        Blob { temporary, digest, size, parts: None }
+    }
+
+    /// `temporary` is a record of its parts.
+    pub(super) fn spliced(temporary: Temporary, digest: Digest, size: u64, parts: Parts) -> Blob {
+        Blob { temporary, digest, size, parts: Some(parts) }
+    }
+
+    pub(super) fn temporary(&self) -> &Temporary {
+        &self.temporary
+    }
+
     pub fn digest(&self) -> &Digest {
         &self.digest
     }
@@ -252,7 +268,10 @@ impl Blob {
     }
 
     /// The content, from its beginning; the position is shared.
-    pub fn file(&self) -> Result<File> {
+    pub fn file(&self, store: &Store) -> Result<File> {
+        if let Some(parts) = &self.parts {
+            return store.assembled(parts, &self.digest)?.file(store);
+        }
         let mut file = File::from(self.temporary.fd.try_clone().context("read a temporary file")?);
         file.rewind().context("read a temporary file")?;
         Ok(file)
@@ -414,6 +433,9 @@ impl Addition<'_> {
 
     fn commit_told(mut self, told: bool) -> Result<()> {
         let store = self.store;
+        if self.blobs.iter().any(|blob| blob.parts.is_some()) {
+            store.make(spliced::SPLICED)?;
+        }
         for blob in &self.blobs {
             blob.link(store).with_context(|| format!("name blob {}", blob.digest))?;
         }
@@ -478,8 +500,11 @@ impl Store {
 }
 
 impl Blob {
-    fn link(&self, store: &Store) -> rustix::io::Result<()> {
-        let path = Store::blob_path(&self.digest);
+    pub(super) fn link(&self, store: &Store) -> rustix::io::Result<()> {
+        let path = match self.parts {
+            None => Store::blob_path(&self.digest),
+            Some(_) => Store::spliced_path(&self.digest),
+        };
         let done = match self.temporary.path() {
             None => {
                 let nameless = format!("/proc/self/fd/{}", self.temporary.fd.as_raw_fd());
@@ -517,7 +542,7 @@ impl Writer {
 
     /// That was all.
     pub fn finish(self) -> Blob {
-        Blob { temporary: self.temporary, digest: self.hasher.finish(), size: self.size }
+        Blob::whole(self.temporary, self.hasher.finish(), self.size)
     }
 
     /// That was all, and it is what `descriptor` promises.

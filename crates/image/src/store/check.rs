@@ -5,11 +5,11 @@ use std::io::Read;
 use std::os::fd::AsFd;
 use std::sync::Mutex;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use report::Kind;
 use rustix::fs::FlockOperation;
 
-use super::{Image, LOCK, Store, addition};
+use super::{Image, LOCK, Store};
 use crate::digest::{Digest, Hasher};
 use crate::layer::tree::fingerprint;
 use crate::manifest::{Descriptor, Document};
@@ -65,8 +65,7 @@ impl Store {
             for damage in &damages {
                 match damage {
                     Damage::Blob { digest, .. } => {
-                        addition::remove(self.fd.as_fd(), &Self::blob_path(digest))
-                            .with_context(|| format!("remove blob {digest}"))?;
+                        self.remove_blob(digest)?;
                     }
                     Damage::Layer { diff_id, .. } => self.discard(&Self::tree_path(diff_id))?,
                     Damage::Image { image, .. } => self.forget(&image.target.digest).map(drop)?,
@@ -82,6 +81,9 @@ impl Store {
         let found = Mutex::new(Vec::new());
         workers::each(&blobs, workers::processors().get(), |_, (digest, ..)| {
             let read = || -> Result<Digest> {
+                if let Some(is) = self.spliced_digest(digest)? {
+                    return Ok(is);
+                }
                 let mut file = self.blob(digest)?;
                 let mut hasher = Hasher::new(digest.algorithm());
                 let mut buffer = vec![0; 256 << 10];

@@ -1,13 +1,12 @@
 //! What does nobody need any more?
 
 use std::collections::BTreeSet;
-use std::os::fd::AsFd;
 
 use anyhow::Result;
 use report::Kind;
 use rustix::fs::FlockOperation;
 
-use super::{Image, LOCK, Store, addition};
+use super::{Image, LOCK, Store};
 use crate::digest::Digest;
 use crate::manifest::{Descriptor, Document};
 
@@ -46,7 +45,10 @@ impl Store {
             }
         }
         for (_, pin) in self.pins()? {
-            reached.blobs.extend(pin.blobs);
+            for blob in pin.blobs {
+                reached.blobs.extend(self.base_of(&blob)?);
+                reached.blobs.insert(blob);
+            }
             reached.layers.extend(pin.layers);
         }
         Ok(reached)
@@ -72,6 +74,9 @@ impl Store {
                     if manifest.config.is_config() {
                         reached.layers.extend(self.config(&manifest)?.rootfs.diff_ids);
                     }
+                    for layer in &manifest.layers {
+                        reached.blobs.extend(self.base_of(&layer.digest)?);
+                    }
                     open.extend(manifest.layers);
                     open.push(manifest.config);
                 }
@@ -92,8 +97,7 @@ impl Store {
         };
         let unneeded = self.unneeded()?;
         for blob in &unneeded.blobs {
-            addition::remove(self.fd.as_fd(), &Self::blob_path(blob))
-                .map_err(|e| anyhow::Error::new(e).context(format!("remove blob {blob}")))?;
+            self.remove_blob(blob)?;
         }
         for layer in &unneeded.layers {
             self.discard(&Self::layer_path(layer))?;

@@ -244,11 +244,13 @@ fn prepare(
     adopted.sort_by(|a, b| a.0.cmp(&b.0));
     for (key, step, diff_id, holder) in adopted {
         let known = store.step(&key)?.is_some_and(|s| s.archives == step.archives);
-        if !known {
+        let adopted = addition.adopt(&key, &step, &diff_id)?;
+        if !known && !adopted {
             store.keep_step(&key, &step, None)?;
+        }
+        if !known {
             lock(&shared.kept).push(key.clone());
         }
-        addition.adopt(&key, &step, &diff_id)?;
         if !store.holders(&diff_id)?.iter().any(|h| h.digest == holder.digest && h.made.is_some()) {
             addition.add_holder(diff_id, holder);
         }

@@ -16,7 +16,7 @@ use image::store::{Addition, Blob, Tree};
 use image::{Digest, Store, workers};
 
 use super::pick::Item;
-use super::splice::{self, Before, Known, Later, List};
+use super::splice::{self, Before, Later, List};
 
 /// A layer that was made.
 #[derive(Debug)]
@@ -42,21 +42,42 @@ pub enum Content<'a> {
     File(&'a Item, BorrowedFd<'a>, bool),
 }
 
+/// Entries by path. Most come in their order.
+#[derive(Debug)]
+enum All<'a> {
+    InOrder(Vec<(Header, Content<'a>)>),
+    Any(BTreeMap<Vec<u8>, (Header, Content<'a>)>),
+}
+
+impl Default for All<'_> {
+    fn default() -> Self {
+        All::InOrder(Vec::new())
+    }
+}
+
 /// The entries of a layer in their order; of several with one path the last counts.
 #[derive(Debug, Default)]
 pub struct Entries<'a> {
-    all: BTreeMap<Vec<u8>, (Header, Content<'a>)>,
+    all: All<'a>,
     /// Folders of which no lower layer knows.
     new: HashSet<Vec<u8>>,
 }
 
 impl<'a> Entries<'a> {
     pub fn is_empty(&self) -> bool {
-        self.all.is_empty()
+        match &self.all {
+            All::InOrder(all) => all.is_empty(),
+            All::Any(all) => all.is_empty(),
+        }
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&Header, &Content<'a>)> {
-        self.all.values().map(|(header, content)| (header, content))
+        let (in_order, any) = match &self.all {
+            All::InOrder(all) => (Some(all), None),
+            All::Any(all) => (None, Some(all)),
+        };
+        let all = in_order.into_iter().flatten().chain(any.into_iter().flat_map(BTreeMap::values));
+        all.map(|(header, content)| (header, content))
     }
 
     /// No lower layer has this folder.
@@ -87,17 +108,35 @@ impl<'a> Entries<'a> {
     }
 
     pub fn get(&self, path: &[u8]) -> Option<&Header> {
-        // Most come in their order, and are not there yet.
-        let (_, (last, _)) = self.all.last_key_value()?;
-        match Self::order(path, &last.path) {
-            Ordering::Greater => None,
-            Ordering::Equal => Some(last),
-            Ordering::Less => self.all.get(&Self::key(path)).map(|(header, _)| header),
+        match &self.all {
+            All::InOrder(all) => match all.last() {
+                // Not there yet.
+                Some((last, _)) if Self::order(path, &last.path).is_gt() => None,
+                _ => {
+                    let found = all.binary_search_by(|(header, _)| Self::order(&header.path, path));
+                    found.ok().map(|n| &all[n].0)
+                }
+            },
+            All::Any(all) => all.get(&Self::key(path)).map(|(header, _)| header),
         }
     }
 
     pub fn put(&mut self, header: Header, content: Content<'a>) {
-        self.all.insert(Self::key(&header.path), (header, content));
+        if let All::InOrder(all) = &mut self.all {
+            match all.last() {
+                Some((last, _)) if Self::order(&header.path, &last.path).is_le() => {
+                    let all = std::mem::take(all).into_iter();
+                    self.all = All::Any(all.map(|entry| (Self::key(&entry.0.path), entry)).collect());
+                }
+                _ => {
+                    all.push((header, content));
+                    return;
+                }
+            }
+        }
+        if let All::Any(all) = &mut self.all {
+            all.insert(Self::key(&header.path), (header, content));
+        }
     }
 }
 
@@ -140,9 +179,7 @@ pub fn make(
         (made.tree, made.over) = (small, over);
     }
     match &mut made.list {
-        Some(list) if list.0.len() == identities.len() => {
-            list.0.iter_mut().zip(identities).for_each(|(known, identity)| known.identity = identity);
-        }
+        Some(list) if list.len() == identities.len() => list.identify(&identities),
         list => *list = None,
     }
     Ok(made)
@@ -234,12 +271,7 @@ impl Writing<'_> {
             Some(latest) => self.archive.header(&header.no_later_than(latest))?,
             None => self.archive.header(header)?,
         }
-        self.list.0.push(Known {
-            path: header.path.clone(),
-            kind: header.kind as u8,
-            identity: [0; 16],
-            range: (begin, self.archive.position()),
-        });
+        self.list.push(&header.path, header.kind as u8, &[0; 16], (begin, self.archive.position()));
         if let Some(tree) = &mut self.tree {
             tree.header(header)?;
         }
@@ -278,13 +310,8 @@ impl Writing<'_> {
 
     /// The next of these entries; it has that many bytes.
     pub fn listed(&mut self, header: &Header, length: u64) {
-        let begin = self.list.0.last().map_or(0, |known| known.range.1);
-        self.list.0.push(Known {
-            path: header.path.clone(),
-            kind: header.kind as u8,
-            identity: [0; 16],
-            range: (begin, begin + length),
-        });
+        let begin = self.list.end();
+        self.list.push(&header.path, header.kind as u8, &[0; 16], (begin, begin + length));
     }
 }
 

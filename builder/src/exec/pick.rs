@@ -114,10 +114,10 @@ pub fn digest(sources: &[Source], owned: bool) -> Digest {
 const LISTED: usize = 20_000;
 
 /// What was picked, by path, with a short sum of what it is; nothing, if it is too much to remember.
-pub fn listing(sources: &[Source]) -> serde_json::Value {
+pub fn listing(sources: &[Source]) -> Option<String> {
     let count: usize = sources.iter().map(|s| s.items.len()).sum();
     if count > LISTED {
-        return serde_json::Value::Null;
+        return None;
     }
     let mut all = String::new();
     for item in sources.iter().flat_map(|s| &s.items).filter(|i| i.header.kind != Kind::Directory) {
@@ -125,9 +125,14 @@ pub fn listing(sources: &[Source]) -> serde_json::Value {
         let Header { kind, link, mode, device, xattrs, .. } = &item.header;
         let mut sum = std::hash::DefaultHasher::new();
         (*kind as u8, link, mode, device, xattrs, &item.sum).hash(&mut sum);
-        writeln!(all, "{:012x} {}", sum.finish() >> 16, item.from.escape_ascii()).unwrap_or_default();
+        write!(all, "{:012x} ", sum.finish() >> 16).unwrap_or_default();
+        match std::str::from_utf8(&item.from) {
+            Ok(path) if path.bytes().all(|b| b.is_ascii_graphic() && b != b'\\') => all.push_str(path),
+            _ => write!(all, "{}", item.from.escape_ascii()).unwrap_or_default(),
+        }
+        all.push('\n');
     }
-    all.into()
+    Some(all)
 }
 
 /// What a digest says of one item.

@@ -56,6 +56,9 @@ pub enum Source {
 /// Paths that are only there to be mounted on, and whether they are folders.
 pub type Stubs = Vec<(Vec<u8>, bool)>;
 
+/// Changes when they do.
+const FIRST_STUBS: &str = "1";
+
 /// What every command has mounted. These are there below all layers, whether an image has them or not: to look first would be a
 /// mount more.
 pub fn first_stubs() -> Stubs {
@@ -313,15 +316,23 @@ fn stack(
     let mount = |stubs: &[(Vec<u8>, bool)]| -> Result<OwnedFd> {
         let mut all = Vec::new();
         if !stubs.is_empty() || lowers.is_empty() {
-            let tree = addition.tree()?;
-            for (path, folder) in stubs {
-                let path = Path::new(OsStr::from_bytes(path));
-                match folder {
-                    true => drop(sys::path::make_dirs(tree.as_fd(), path, sys::path::Links::Refuse)?),
-                    false => drop(sys::path::make_file(tree.as_fd(), path, sys::path::Links::Refuse)?),
+            let fill = |tree: BorrowedFd<'_>| -> Result<()> {
+                for (path, folder) in stubs {
+                    let path = Path::new(OsStr::from_bytes(path));
+                    match folder {
+                        true => drop(sys::path::make_dirs(tree, path, sys::path::Links::Refuse)?),
+                        false => drop(sys::path::make_file(tree, path, sys::path::Links::Refuse)?),
+                    }
                 }
-            }
-            all.push(addition.hold(tree)?);
+                Ok(())
+            };
+            all.push(if stubs == first_stubs() {
+                addition.stubs(FIRST_STUBS, fill)?
+            } else {
+                let tree = addition.tree()?;
+                fill(tree.as_fd())?;
+                addition.hold(tree)?
+            });
         }
         for fd in lowers {
             all.push(fd.try_clone()?);
@@ -548,7 +559,10 @@ fn execute(settings: &Settings, room: &Path, name: &str, output: &mut dyn FnMut(
         .stdin(Stdio::null())
         .stdout(to.try_clone().context("make a pipe")?)
         .stderr(to);
-    sys::process::die_with_parent(&mut command);
+    // Root's builds have their processes to themselves: when this one goes, the kernel ends the others.
+    if settings.mapped.is_some() {
+        sys::process::die_with_parent(&mut command);
+    }
     let mut child = command.spawn().with_context(|| format!("start {}", settings.runtime.display()))?;
     // It holds the other end of the pipe.
     drop(command);

@@ -26,58 +26,109 @@ const SHARE: usize = 4;
 pub type Identity = [u8; 16];
 
 /// An entry of an archive.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Known {
-    pub path: Vec<u8>,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known<'l> {
+    pub path: &'l [u8],
     pub kind: u8,
-    pub identity: Identity,
+    pub identity: &'l [u8],
     /// Where it begins; where the next does.
     pub range: (u64, u64),
 }
 
-/// The entries of an archive, in their order.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct List(pub Vec<Known>);
+impl Known<'_> {
+    fn length(&self) -> u64 {
+        self.range.1 - self.range.0
+    }
+}
+
+/// The entries of an archive, in their order, as they are kept: a record each, with its path behind it.
+///
+/// ```text
+/// 0       4      5          21                29              37
+/// | bytes | kind | identity | where it begins | the next does | path |
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct List {
+    bytes: Vec<u8>,
+    /// Where each begins.
+    at: Vec<usize>,
+}
+
+const IDENTITY: std::ops::Range<usize> = 5..21;
+const PATH: usize = 37;
+
+impl Default for List {
+    fn default() -> List {
+        List { bytes: MAGIC.to_vec(), at: Vec::new() }
+    }
+}
 
 impl List {
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = MAGIC.to_vec();
-        for Known { path, kind, identity, range } in &self.0 {
-            bytes.extend((path.len() as u32).to_le_bytes());
-            bytes.push(*kind);
-            bytes.extend(identity);
-            bytes.extend(range.0.to_le_bytes());
-            bytes.extend(range.1.to_le_bytes());
-            bytes.extend(path);
+    pub fn len(&self) -> usize {
+        self.at.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.at.is_empty()
+    }
+
+    /// Where the last of them ends.
+    pub fn end(&self) -> u64 {
+        self.iter().next_back().map_or(0, |known| known.range.1)
+    }
+
+    pub fn push(&mut self, path: &[u8], kind: u8, identity: &Identity, range: (u64, u64)) {
+        self.at.push(self.bytes.len());
+        self.bytes.extend((path.len() as u32).to_le_bytes());
+        self.bytes.push(kind);
+        self.bytes.extend(identity);
+        self.bytes.extend(range.0.to_le_bytes());
+        self.bytes.extend(range.1.to_le_bytes());
+        self.bytes.extend(path);
+    }
+
+    /// What the entries are.
+    pub fn identify(&mut self, identities: &[Identity]) {
+        for (at, identity) in self.at.iter().zip(identities) {
+            self.bytes[at + IDENTITY.start..at + IDENTITY.end].copy_from_slice(identity);
         }
+    }
+
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = Known<'_>> {
+        self.at.iter().enumerate().map(|(n, at)| {
+            let end = self.at.get(n + 1).copied().unwrap_or(self.bytes.len());
+            let record = &self.bytes[*at..end];
+            let number = |at: usize| u64::from_le_bytes(record[at..at + 8].try_into().unwrap_or_default());
+            Known {
+                path: &record[PATH..],
+                kind: record[4],
+                identity: &record[IDENTITY],
+                range: (number(21), number(29)),
+            }
+        })
+    }
+
+    pub fn to_bytes(&self) -> Vec<u8> {
         // A list that was cut short is none.
-        let sum = sha256(&bytes);
-        bytes.extend(sum);
-        bytes
+        [&self.bytes[..], &sha256(&self.bytes)].concat()
     }
 
     /// None: it is of another edition, or damaged.
-    pub fn parse(bytes: &[u8]) -> Option<List> {
-        let (mut rest, sum) = bytes.split_at_checked(bytes.len().checked_sub(32)?)?;
-        if sha256(rest) != *sum {
+    pub fn parse(mut bytes: Vec<u8>) -> Option<List> {
+        let end = bytes.len().checked_sub(32)?;
+        let (records, sum) = bytes.split_at(end);
+        if sha256(records) != *sum || !records.starts_with(MAGIC) {
             return None;
         }
-        let mut list = Vec::new();
-        rest = rest.strip_prefix(MAGIC)?;
-        while !rest.is_empty() {
-            let (fixed, more) = rest.split_at_checked(4 + 1 + 16 + 16)?;
-            let length = u32::from_le_bytes(fixed[..4].try_into().ok()?) as usize;
-            let (path, more) = more.split_at_checked(length)?;
-            let number = |at: usize| Some(u64::from_le_bytes(fixed[at..at + 8].try_into().ok()?));
-            list.push(Known {
-                path: path.to_vec(),
-                kind: fixed[4],
-                identity: fixed[5..21].try_into().ok()?,
-                range: (number(21)?, number(29)?),
-            });
-            rest = more;
+        bytes.truncate(end);
+        let mut next = MAGIC.len();
+        let mut at = Vec::new();
+        while next < end {
+            at.push(next);
+            let length = bytes.get(next..next + 4)?.try_into().ok().map(u32::from_le_bytes)?;
+            next = next.checked_add(PATH + length as usize).filter(|next| *next <= end)?;
         }
-        Some(List(list))
+        Some(List { bytes, at })
     }
 }
 
@@ -145,12 +196,12 @@ fn pieces<'e>(
     entries: &'e Entries<'_>,
     identities: &[Identity],
     before: &'e Before,
-) -> (Vec<Piece>, Vec<Option<&'e Known>>) {
-    let mut old = before.list.0.iter().peekable();
+) -> (Vec<Piece>, Vec<Option<Known<'e>>>) {
+    let mut old = before.list.iter().peekable();
     let (mut all, mut same) = (Vec::new(), Vec::new());
     for (n, ((header, _), identity)) in entries.iter().zip(identities).enumerate() {
-        while old.next_if(|o| Entries::order(&o.path, &header.path).is_lt()).is_some() {}
-        let known = old.next_if(|o| o.path == header.path).filter(|o| o.identity == *identity);
+        while old.next_if(|o| Entries::order(o.path, &header.path).is_lt()).is_some() {}
+        let known = old.next_if(|o| o.path == header.path).filter(|o| o.identity == identity);
         match (known, all.last_mut()) {
             (Some(known), Some(Piece::Old(_, to))) if *to == known.range.0 => *to = known.range.1,
             (Some(known), _) => all.push(Piece::Old(known.range.0, known.range.1)),
@@ -181,7 +232,7 @@ pub fn archive(
                 writing.whole(&mut before.archive.read(from, to)).context(TAKING)?;
                 for (known, (header, _)) in same[next..].iter().zip(&all[next..]) {
                     let Some(known) = known.filter(|k| (from..to).contains(&k.range.0)) else { break };
-                    writing.listed(header, known.range.1 - known.range.0);
+                    writing.listed(header, known.length());
                     next += 1;
                 }
             }
@@ -212,7 +263,7 @@ pub fn archive_later(
         return Ok(None);
     }
     let mut parts = Parts::like(&before.archive);
-    let mut lengths: Vec<u64> = same.iter().map(|k| k.map_or(0, |k| k.range.1 - k.range.0)).collect();
+    let mut lengths: Vec<u64> = same.iter().map(|k| k.map_or(0, |k| k.length())).collect();
     for piece in pieces {
         match piece {
             Piece::Old(from, to) => parts.take(&before.archive, from, to),
@@ -226,12 +277,11 @@ pub fn archive_later(
     // An archive's end.
     parts.push(&[0; 1024]);
     let mut at = 0;
-    let known = all.iter().zip(identities).zip(lengths).map(|(((header, _), identity), length)| {
+    let mut list = List::default();
+    for (((header, _), identity), length) in all.iter().zip(identities).zip(lengths) {
+        list.push(&header.path, header.kind as u8, identity, (at, at + length));
         at += length;
-        let range = (at - length, at);
-        Known { path: header.path.clone(), kind: header.kind as u8, identity: *identity, range }
-    });
-    let list = List(known.collect());
+    }
     let splicing = addition.splice(parts)?;
     let work = move || splicing.finish();
     let thread = std::thread::Builder::new().name("archive".to_owned()).spawn(work);
@@ -258,31 +308,31 @@ pub fn delta(
 ) -> Result<Option<Delta>> {
     let hard = Kind::Hardlink as u8;
     // Names of one file stay together in one tree.
-    if lower.0.iter().any(|o| o.kind == hard) || entries.iter().any(|(h, _)| h.kind == Kind::Hardlink) {
+    if lower.iter().any(|o| o.kind == hard) || entries.iter().any(|(h, _)| h.kind == Kind::Hardlink) {
         return Ok(None);
     }
     let mut wanted = Vec::new();
     let mut gone: Vec<Vec<u8>> = Vec::new();
-    let mut old = lower.0.iter().peekable();
-    let most = lower.0.len() / SHARE;
-    let mut leave = |known: &Known| -> Result<bool> {
-        if gone.last().is_some_and(|above| below(&known.path, above)) {
+    let mut old = lower.iter().peekable();
+    let most = lower.len() / SHARE;
+    let mut leave = |known: Known<'_>| -> Result<bool> {
+        if gone.last().is_some_and(|above| below(known.path, above)) {
             return Ok(true);
         }
         // Something below would come to light without it, and not with it.
         let Some(view) = view else { return Ok(false) };
-        let hidden = real::stat(view, &known.path)?.is_none();
-        gone.push(known.path.clone());
+        let hidden = real::stat(view, known.path)?.is_none();
+        gone.push(known.path.to_vec());
         Ok(hidden && gone.len() <= most)
     };
     for (n, ((header, _), identity)) in entries.iter().zip(identities).enumerate() {
-        while let Some(known) = old.next_if(|o| Entries::order(&o.path, &header.path).is_lt()) {
+        while let Some(known) = old.next_if(|o| Entries::order(o.path, &header.path).is_lt()) {
             if !leave(known)? {
                 return Ok(None);
             }
         }
         match old.next_if(|o| o.path == header.path) {
-            Some(known) if known.identity == *identity => {}
+            Some(known) if known.identity == identity => {}
             Some(known) if known.kind != header.kind as u8 => return Ok(None),
             _ => wanted.push(n),
         }
@@ -363,13 +413,14 @@ mod tests {
             .iter()
             .map(|(h, c)| identity(h, c, Some(0), &mut Vec::new()).expect("an identity"))
             .collect();
-        let list = entries.iter().zip(&identities).enumerate().map(|(n, ((header, _), identity))| Known {
-            path: header.path.clone(),
-            kind: header.kind as u8,
-            identity: *identity,
-            range: (n as u64 * 512, n as u64 * 512 + 512),
-        });
-        (identities.clone(), List(list.collect()))
+        let mut list = List::default();
+        for (n, ((header, _), identity)) in entries.iter().zip(&identities).enumerate() {
+            let at = n as u64 * 512;
+            list.push(&header.path, header.kind as u8, &[0; 16], (at, at + 512));
+            assert_eq!(list.end(), at + 512, "{identity:?}");
+        }
+        list.identify(&identities);
+        (identities, list)
     }
 
     #[test]
@@ -385,8 +436,10 @@ mod tests {
             ("h", "6"),
         ];
         let old = known(&entries(&base)).1;
-        assert_eq!(List::parse(&old.to_bytes()), Some(old.clone()));
-        assert_eq!(List::parse(&old.to_bytes()[1..]), None);
+        assert_eq!(List::parse(old.to_bytes()), Some(old.clone()));
+        assert_eq!(List::parse(old.to_bytes()[1..].to_vec()), None);
+        let second = old.iter().nth(1).map(|k| (k.path, k.kind, k.range));
+        assert_eq!(second, Some((&b"d/a"[..], Kind::File as u8, (512, 1024))));
         let empty = tempfile::tempdir().expect("a folder");
         let empty = std::fs::File::open(empty.path()).expect("open");
         let view = std::os::fd::AsFd::as_fd(&empty);

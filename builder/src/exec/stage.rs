@@ -225,8 +225,15 @@ type Layered<'t> = (Option<Blob>, Option<(Tree, &'t str)>);
 /// What else is known of a layer: above which step's tree its own is, what its archive holds, and that it is still being made.
 type More = (Option<Digest>, Option<List>, Option<Later>);
 
-/// An instruction of a Dockerfile, what its step depended on, and what it made before, the last first.
-type Series = (Digest, Value, Vec<Digest>);
+/// An instruction of a Dockerfile.
+struct Series {
+    key: Digest,
+    /// What its step depended on, and the files that it took.
+    parts: Value,
+    listing: Option<String>,
+    /// What it made before, the last first.
+    made: Vec<Digest>,
+}
 
 /// What a step came to.
 pub(super) enum Effect {
@@ -390,7 +397,7 @@ impl<'b, 'a> Running<'b, 'a> {
     }
 
     /// Tell what is other than in the last build of this instruction.
-    fn tell_why(&self, number: usize, mut parts: Value, sources: Option<&[pick::Source]>) -> Result<Series> {
+    fn tell_why(&self, number: usize, parts: Value, sources: Option<&[pick::Source]>) -> Result<Series> {
         let build = self.build;
         let place = match &build.contexts.main {
             Some(folder) => {
@@ -401,22 +408,29 @@ impl<'b, 'a> Running<'b, 'a> {
         };
         let series =
             key(&json!({"series": [build.source.name, self.node.number, self.steps.0], "of": place}));
-        if let (Some(all), Some(sources)) = (parts.as_object_mut(), sources) {
-            all.insert("listed".to_owned(), pick::listing(sources));
+        let listing = sources.and_then(pick::listing);
+        let mut before = build.store.step(&series)?.map(|step| step.note);
+        if let (Some(before), false) = (&before, self.no_cache) {
+            let listed = match listing {
+                Some(_) => build.store.step_entries(&series)?.and_then(|bytes| String::from_utf8(bytes).ok()),
+                None => None,
+            };
+            let file = listed.as_deref().zip(listing.as_deref()).and_then(|(before, now)| other(before, now));
+            if let Some(text) = file.or_else(|| why(before, &parts)) {
+                let text = format!("not from the cache: {text}");
+                (build.tell)(Event::Note { step: number, text: &text });
+            }
         }
-        let before = build.store.step(&series)?.map(|step| step.note);
-        if !self.no_cache
-            && let Some(text) = before.as_ref().and_then(|before| why(before, &parts))
-        {
-            (build.tell)(Event::Note { step: number, text: &text });
-        }
-        let made =
-            before.map(|before| before[MADE].clone()).and_then(|made| serde_json::from_value(made).ok());
-        Ok((series, parts, made.unwrap_or_default()))
+        let made = before.as_mut().and_then(|before| serde_json::from_value(before[MADE].take()).ok());
+        Ok(Series { key: series, parts, listing, made: made.unwrap_or_default() })
     }
 
     /// Keep what an instruction depends on now, and what it made, for its next build.
-    fn remember(&self, (series, mut parts, before): Series, made: Option<&Digest>) -> Result<()> {
+    fn remember(&self, series: Series, made: Option<&Digest>) -> Result<()> {
+        let Series { key: series, mut parts, listing, made: before } = series;
+        if let Some(listing) = listing {
+            self.build.store.keep_entries(&series, listing.as_bytes())?;
+        }
         if let Some(all) = parts.as_object_mut() {
             let others = before.iter().filter(|b| Some(*b) != made);
             let made: Vec<&Digest> = made.into_iter().chain(others).take(MADE_MOST).collect();
@@ -433,7 +447,7 @@ impl<'b, 'a> Running<'b, 'a> {
     fn before(&self, key: &Digest) -> Result<Option<Before>> {
         let store = self.build.store;
         let list = |key: &Digest| -> Result<Option<Rc<List>>> {
-            Ok(store.step_entries(key)?.as_deref().and_then(List::parse).map(Rc::new))
+            Ok(store.step_entries(key)?.and_then(List::parse).map(Rc::new))
         };
         let Some(step) = store.step(key)? else { return Ok(None) };
         let Some(archive) = step.archives.get(&self.label()) else { return Ok(None) };
@@ -544,7 +558,12 @@ impl<'b, 'a> Running<'b, 'a> {
         if let Some(view) = &self.view {
             return Ok(view.try_clone()?);
         }
-        let view = self.build.mounted(&self.layers)?;
+        let trees = self.build.trees(&self.layers)?;
+        let view = match <[OwnedFd; 1]>::try_from(trees) {
+            // One alone is what it would be mounted.
+            Ok([one]) => one,
+            Err(_) => self.build.mounted(&self.layers)?,
+        };
         let copy = view.try_clone()?;
         self.view = Some(view);
         Ok(copy)
@@ -711,7 +730,7 @@ impl<'b, 'a> Running<'b, 'a> {
                 return Ok((effect, How::Made));
             }
             let mut before = None;
-            for made in &series.2 {
+            for made in &series.made {
                 before = self.before(made)?;
                 if before.is_some() {
                     break;
@@ -915,23 +934,26 @@ impl Build<'_> {
     }
 }
 
+/// The first file that is other than before, in a line.
+fn other(before: &str, now: &str) -> Option<String> {
+    // Lines that both have at their beginning and at their end say nothing.
+    let (b, n) = (before.as_bytes(), now.as_bytes());
+    let first = b.iter().zip(n).take_while(|(b, n)| b == n).count();
+    let first = b[..first].iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+    let last = b[first..].iter().rev().zip(n[first..].iter().rev()).take_while(|(b, n)| b == n).count();
+    let tail = &b[b.len() - last..];
+    let last = tail.iter().position(|b| *b == b'\n').map_or(0, |at| tail.len() - at - 1);
+    let (before, now) = (listed(before, first, last), listed(now, first, last));
+    if let Some((path, _)) = now.iter().find(|(path, sum)| before.get(*path) != Some(sum)) {
+        let how = if before.contains_key(path) { "has changed" } else { "is new" };
+        return Some(format!("{path} {how}"));
+    }
+    let path = before.keys().find(|path| !now.contains_key(*path))?;
+    Some(format!("{path} is gone"))
+}
+
 /// The first thing that is other than before, in a line.
 fn why(before: &Value, now: &Value) -> Option<String> {
-    if let (Some(before), Some(now)) = (before["listed"].as_str(), now["listed"].as_str()) {
-        // Lines that both have at their beginning and at their end say nothing.
-        let same = |(a, b): &(&str, &str)| a == b;
-        let first = before.lines().zip(now.lines()).take_while(same).count();
-        let most = before.lines().count().min(now.lines().count()) - first;
-        let last = before.lines().rev().zip(now.lines().rev()).take(most).take_while(same).count();
-        let (before, now) = (listed(before, first, last), listed(now, first, last));
-        if let Some((path, _)) = now.iter().find(|(path, sum)| before.get(*path) != Some(sum)) {
-            let how = if before.contains_key(path) { "has changed" } else { "is new" };
-            return Some(format!("not from the cache: {path} {how}"));
-        }
-        if let Some(path) = before.keys().find(|path| !now.contains_key(*path)) {
-            return Some(format!("not from the cache: {path} is gone"));
-        }
-    }
     if before["env"] != now["env"] {
         let name = |pair: &Value| pair[0].as_str().unwrap_or_default().to_owned();
         let (before, now) = (before["env"].as_array()?, now["env"].as_array()?);
@@ -939,7 +961,7 @@ fn why(before: &Value, now: &Value) -> Option<String> {
             .iter()
             .find(|pair| !before.contains(pair))
             .or_else(|| before.iter().find(|p| !now.contains(p)));
-        return other.map(|pair| format!("not from the cache: {} has another value", name(pair)));
+        return other.map(|pair| format!("{} has another value", name(pair)));
     }
     let words = [
         ("run", "the command is another"),
@@ -955,13 +977,12 @@ fn why(before: &Value, now: &Value) -> Option<String> {
         ("on", "a step before it has changed"),
     ];
     let other = words.iter().find(|(part, _)| before[part] != now[part]);
-    other.map(|(_, text)| format!("not from the cache: {text}"))
+    other.map(|(_, text)| (*text).to_owned())
 }
 
-/// What a listing holds, by path, but for so many lines at its beginning and its end.
+/// What a listing holds, by path, but for so many bytes at its beginning and its end.
 fn listed(text: &str, first: usize, last: usize) -> BTreeMap<&str, &str> {
-    let count = text.lines().count() - last;
-    let lines = text.lines().take(count).skip(first);
+    let lines = text.get(first..text.len() - last).unwrap_or_default().lines();
     lines.filter_map(|l| l.split_once(' ').map(|(sum, path)| (path, sum))).collect()
 }
 
@@ -969,4 +990,27 @@ fn listed(text: &str, first: usize, last: usize) -> BTreeMap<&str, &str> {
 fn one_line(text: &str) -> String {
     let lines = text.lines().map(|l| l.trim().trim_end_matches(['\\', '`']).trim());
     lines.filter(|l| !l.is_empty() && !l.starts_with('#')).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_file_that_is_other_is_told() {
+        for (before, now, told) in [
+            ("1 a\n2 b\n3 c\n", "1 a\n4 b\n3 c\n", "b has changed"),
+            ("1 a\n2 b\n3 c\n", "1 a\n2 b\n3 c\n4 d\n", "d is new"),
+            ("1 a\n2 b\n3 c\n", "2 b\n3 c\n", "a is gone"),
+            ("1 a\n2 b\n3 c\n", "1 a\n2 b\n", "c is gone"),
+            ("1 a\n11 a2\n", "11 a\n11 a2\n", "a has changed"),
+            ("1 a\n1 b\n", "1 a\n1 a1\n1 b\n", "a1 is new"),
+            ("1 x y\n", "2 x y\n", "x y has changed"),
+            ("1 é\n", "1 è\n", "è is new"),
+            ("", "1 a\n", "a is new"),
+        ] {
+            assert_eq!(other(before, now).as_deref(), Some(told));
+        }
+        assert_eq!(other("1 a\n", "1 a\n"), None);
+    }
 }

@@ -17,6 +17,7 @@
 //!     tree/               unpacked, in the form that overlayfs stacks; there only when it is whole and on the disk
 //!   steps/<key>/          what a step of a build came to: `step.json`, and the tree of its layer until an image has that
 //!   steps.lock            flock: exclusive for whoever replaces records of steps
+//!   stubs/                trees for builds that only have what is mounted on
 //!   containers/           a file for each working container: what it needs; a folder NAME.mount for one that is mounted
 //!   mounts/               a record for each mount of an image, and the folders of those that have none of their own
 //!   tmp/                  what is not whole yet: trees, blobs where the file system knows no nameless files (O_TMPFILE), and

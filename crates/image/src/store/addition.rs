@@ -19,6 +19,8 @@ use crate::layer::tree::remove_tree;
 use crate::manifest::Descriptor;
 use crate::reference::Reference;
 
+/// Trees that only have what is mounted on.
+const STUBS: &str = "stubs";
 const JOURNAL: &str = ".journal";
 /// Bytes that a journal may have.
 const JOURNAL_MOST: u64 = 64 << 20;
@@ -338,6 +340,28 @@ impl Addition<'_> {
             Ok(tree)
         })?;
         Ok(Tree(temporary))
+    }
+
+    /// A small tree that each command of a build has below all others; `fill` makes it, the first time.
+    pub fn stubs(&self, name: &str, fill: impl FnOnce(BorrowedFd<'_>) -> Result<()>) -> Result<OwnedFd> {
+        let (store, path) = (self.store, format!("{STUBS}/{name}"));
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let open = || rustix::fs::openat(&store.fd, &path, flags, Mode::empty());
+        if let Ok(tree) = open() {
+            return Ok(tree);
+        }
+        let mut tree = self.tree()?;
+        fill(tree.as_fd())?;
+        store.make(STUBS)?;
+        let from = tree.path().unwrap_or_default();
+        let making = || format!("make {}/{path}", store.root.display());
+        match rustix::fs::renameat(&store.fd, from, &store.fd, &path) {
+            Ok(()) => tree.renamed(),
+            // Another build was first.
+            Err(Errno::EXIST | Errno::NOTEMPTY) => {}
+            Err(e) => return Err(e).with_context(making),
+        }
+        open().with_context(making)
     }
 
     /// Where a tree lies, for who needs a path.

@@ -197,6 +197,16 @@ impl Store {
 
     fn write_beside(&self, key: &Digest, name: &str, bytes: &[u8]) -> Result<()> {
         let path = format!("{}/{name}", Self::step_path(key));
+        // The first: until its end is there, it is none.
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        match rustix::fs::openat(&self.fd, &path, flags, Mode::from_raw_mode(0o600)) {
+            Ok(fd) => {
+                let written = File::from(fd).write_all(bytes);
+                return written.with_context(|| format!("write {}/{path}", self.root.display()));
+            }
+            Err(Errno::EXIST) => {}
+            Err(e) => return Err(e).with_context(|| format!("write {}/{path}", self.root.display())),
+        }
         // Builds write at the same time, and hold no lock.
         let mut new = self.temporary_file("")?;
         let write = || -> std::io::Result<()> {
@@ -356,18 +366,18 @@ impl Addition<'_> {
         Ok(writer.finish())
     }
 
-    /// The layer of a step is part of this: its tree becomes the layer's, and the step remembers.
-    pub fn adopt(&mut self, key: &Digest, step: &Step, diff_id: &Digest) -> Result<()> {
+    /// The layer of a step is part of this: its tree becomes the layer's, and the step remembers. Whether it was written down.
+    pub fn adopt(&mut self, key: &Digest, step: &Step, diff_id: &Digest) -> Result<bool> {
         let store = self.store();
         let path = format!("{}/{TREE}", Store::step_path(key));
         if !store.exists(&path)? || store.layer(diff_id)?.is_some() || self.brings_layer(diff_id) {
-            return Ok(());
+            return Ok(false);
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let tree = match rustix::fs::openat(&store.fd, &path, flags, Mode::empty()) {
             Ok(tree) => tree,
             // Another build has made an image of it just now.
-            Err(Errno::NOENT) => return Ok(()),
+            Err(Errno::NOENT) => return Ok(false),
             Err(e) => return Err(e).with_context(|| format!("open {}/{path}", store.root.display())),
         };
         let layer = super::Layer::of_tree(tree.as_fd())?;
@@ -375,7 +385,7 @@ impl Addition<'_> {
         let _lock = store.lock_file(STEPS_LOCK, FlockOperation::LockExclusive)?;
         store.write_step(key, &Step { layer: Some(diff_id.clone()), boot: Store::boot(), ..step.clone() })?;
         self.add_moving(diff_id.clone(), path, layer);
-        Ok(())
+        Ok(true)
     }
 
     /// What was kept has reached the disk with this: the steps count after the next start of the machine, too.

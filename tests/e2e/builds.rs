@@ -372,6 +372,17 @@ fn a_layer_made_of_the_one_before_is_what_it_would_be_anew() {
     run("chmod", &["700", "d6"]);
     run("ln", &["-s", "f14", "d6/link"]);
     assert_eq!(same("modes and links").1, 6);
+    // A layer is kept by what is new in it, above the first, until it is read.
+    let spliced = || fs::read_dir(bed.path("store/spliced")).map_or(0, Iterator::count);
+    assert_eq!(spliced(), 6);
+    on(&bed, "store", &["check"]).success();
+    on(&bed, "store", &["prune", "--force"]).success();
+    assert_eq!(spliced(), 2);
+    on(&bed, "store", &["save", "--format", "oci-archive", "-o", "app.tar", "app"]).success();
+    assert_eq!(spliced(), 0);
+    on(&bed, "taken", &["load", "-i", "app.tar"]).success();
+    assert_eq!(digest(&bed, "taken", "app"), digest(&bed, "store", "app"));
+    on(&bed, "store", &["check"]).success();
     // What was over something of the base brings it back, which a tree above another would hide.
     run("rm", &["date"]);
     assert_eq!(same("a lower file comes back").1, 7);

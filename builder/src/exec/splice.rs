@@ -15,7 +15,7 @@ use super::layer::{Content, Entries, Writing};
 use super::real;
 
 /// Changes when the records do.
-const MAGIC: &[u8; 16] = b"berth-entries-1\0";
+const MAGIC: &[u8; 16] = b"berth-entries-2\0";
 /// Entries of a small layer are not worth remembering.
 const ENTRIES_LEAST: usize = 64;
 const BYTES_LEAST: u64 = 1 << 20;
@@ -162,22 +162,34 @@ fn identity(
     let Header { path: _, kind, link, mode, uid, gid, mtime, size, device, xattrs, .. } = header;
     let mtime = latest.map_or(*mtime, |latest| (*mtime).min((latest, 0)));
     all.clear();
+    // Of a file 55 bytes, which is what one block of the hash function takes.
     all.push(*kind as u8);
-    for n in [*mode, *uid, *gid, device.0, device.1, mtime.1] {
+    all.extend((*mode as u16).to_le_bytes());
+    for n in [*uid, *gid, mtime.1] {
         all.extend(n.to_le_bytes());
     }
     all.extend(mtime.0.to_le_bytes());
-    all.extend(size.to_le_bytes());
-    for part in std::iter::once(link).chain(xattrs.iter().flat_map(|(name, value)| [name, value])) {
-        all.extend((part.len() as u64).to_le_bytes());
-        all.extend(part);
-    }
     match content {
-        Content::None => {}
+        Content::None => all.push(0),
         Content::Bytes(bytes) => all.extend(sha256(bytes)),
         // What the attributes in a tree of ours say of the owner is only seen when the file is read.
         Content::File(_, _, true) => return None,
         Content::File(item, _, false) => all.extend(item.sum?),
+    }
+    match kind {
+        Kind::Character | Kind::Block => {
+            all.extend([device.0, device.1].iter().flat_map(|n| n.to_le_bytes()))
+        }
+        Kind::File => {}
+        _ => {
+            all.extend((link.len() as u64).to_le_bytes());
+            all.extend(link);
+            all.extend(size.to_le_bytes());
+        }
+    }
+    for part in xattrs.iter().flat_map(|(name, value)| [name, value]) {
+        all.extend((part.len() as u64).to_le_bytes());
+        all.extend(part);
     }
     sha256(all)[..16].try_into().ok()
 }

@@ -36,6 +36,9 @@ impl Mapped {
             return Err(crate::last_error());
         }
         let mapped = Mapped { address, length: whole, skip };
+        if is_cached(file, offset, length as u64) {
+            return Ok(mapped);
+        }
         // SAFETY: the mapping just made.
         if unsafe { libc::madvise(address, whole, libc::MADV_POPULATE_READ) } == -1 {
             match crate::last_error() {
@@ -50,6 +53,19 @@ impl Mapped {
         }
         Ok(mapped)
     }
+}
+
+/// cachestat(2), Linux 6.5: whether all of it is in memory, so that to look at it reads nothing.
+fn is_cached(file: &File, offset: u64, length: u64) -> bool {
+    const CACHESTAT: libc::c_long = 451;
+    const PAGE: u64 = 4096;
+    let range = [offset, length.max(1)];
+    // Pages that are cached, dirty, being written, evicted, evicted lately.
+    let mut found = [0_u64; 5];
+    let (range, answer) = (range.as_ptr(), found.as_mut_ptr());
+    // SAFETY: `struct cachestat_range` and `struct cachestat` are as many u64, which live longer than the call.
+    let done = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), range, answer, 0) };
+    done == 0 && found[0] >= (offset + length.max(1)).div_ceil(PAGE) - offset / PAGE
 }
 
 impl std::ops::Deref for Mapped {

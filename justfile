@@ -6,6 +6,7 @@ release := justfile_directory() / "target" / triple / "release"
 dist := justfile_directory() / "target/dist"
 max_runtime_bytes := "3000000"
 max_builder_bytes := "12000000"
+max_init_bytes := "1500000"
 # A release aborts on a panic and needs no tables for unwinding; the standard library's own stay in it.
 release_config := "--config 'target." + triple + ".rustflags=[\"-Cforce-unwind-tables=no\"]'"
 release_build := "cargo build --release -p berth-runtime " + release_config
@@ -75,6 +76,9 @@ dist:
     cargo build --release -p berth-builder {{release_config}}
     @strip -o {{dist}}/berth-builder.new {{release}}/berth-builder && chmod 755 {{dist}}/berth-builder.new && mv {{dist}}/berth-builder.new {{dist}}/berth-builder
     @tests/dist-check.sh {{dist}}/berth-builder {{max_builder_bytes}}
+    cargo build --release -p berth-shim {{release_config}}
+    @strip -o {{dist}}/berth-init.new {{release}}/berth-init && chmod 755 {{dist}}/berth-init.new && mv {{dist}}/berth-init.new {{dist}}/berth-init
+    @tests/dist-check.sh {{dist}}/berth-init {{max_init_bytes}}
 
 # shell completions (bash, zsh, fish) and man pages in target/dist/
 man:
@@ -90,6 +94,7 @@ order:
 install PREFIX="/usr/local": dist
     install -D -m 755 {{dist}}/berth-runtime {{ trim_start_match(PREFIX, "PREFIX=") }}/bin/berth-runtime
     install -D -m 755 {{dist}}/berth-builder {{ trim_start_match(PREFIX, "PREFIX=") }}/bin/berth-builder
+    install -D -m 755 {{dist}}/berth-init {{ trim_start_match(PREFIX, "PREFIX=") }}/bin/berth-init
 
 # the fuzz targets for a few seconds each, as property tests on stable
 fuzz-smoke:

@@ -100,8 +100,43 @@ pub fn keep_freed() {
     }
 }
 
+/// Pages of the program itself are not kept: those that it looks at again come back one window at a time, from the page cache. For
+/// programs that are done with most of themselves and then stay for long.
+pub fn drop_program() {
+    // SAFETY: no pointers; the kernel tells where the program's headers are, and how many.
+    let (at, count) = unsafe { (libc::getauxval(libc::AT_PHDR), libc::getauxval(libc::AT_PHNUM)) };
+    let first = at as *const libc::Elf64_Phdr;
+    if first.is_null() {
+        return;
+    }
+    // SAFETY: mapped with the program, never written.
+    let headers = unsafe { std::slice::from_raw_parts(first, count as usize) };
+    let own = headers.iter().find(|h| h.p_type == libc::PT_PHDR);
+    let base = own.map_or(0, |h| at - h.p_vaddr);
+    // SAFETY: no pointers.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) }.max(1).unsigned_abs();
+    for header in headers.iter().filter(|h| h.p_type == libc::PT_LOAD && h.p_flags & libc::PF_W == 0) {
+        let from = (base + header.p_vaddr) / page * page;
+        let to = (base + header.p_vaddr + header.p_memsz).next_multiple_of(page);
+        // SAFETY: a part of the program's file that is mapped privately and not writable: it is read again when it is needed.
+        unsafe { libc::madvise(from as *mut libc::c_void, (to - from) as usize, libc::MADV_DONTNEED) };
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_program_goes_on_without_its_pages() {
+        let resident = || {
+            let text = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = text.lines().find_map(|l| l.strip_prefix("RssFile:")).unwrap().to_owned();
+            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+        };
+        let before = resident();
+        super::drop_program();
+        assert!(resident() < before, "{before}");
+    }
+
     use std::io::Write;
 
     use super::Mapped;

@@ -314,8 +314,21 @@ pub fn set_domainname(name: &str) -> io::Result<()> {
     Ok(())
 }
 
+/// kill(2): a process, or with a negative number a process group. For children that were not waited for yet, whose number nobody
+/// else can have.
+pub fn signal(pid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: integers only.
+    check(libc::c_long::from(unsafe { libc::kill(pid, signal) }))?;
+    Ok(())
+}
+
 /// Wait for every child that has ended, but not for `pid`.
 pub fn reap_all_but(pid: i32) -> io::Result<()> {
+    reap_each_but(pid, |_| ())
+}
+
+/// The same; `reaped` hears of each.
+pub fn reap_each_but(pid: i32, mut reaped: impl FnMut(i32)) -> io::Result<()> {
     loop {
         // SAFETY: all-zero is a valid siginfo_t, and it outlives the call.
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
@@ -331,6 +344,7 @@ pub fn reap_all_but(pid: i32) -> io::Result<()> {
             return Ok(());
         }
         try_wait(ended)?;
+        reaped(ended);
     }
 }
 

@@ -11,7 +11,6 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, poll};
-use sys::process::Cloned;
 use sys::signals::Signals;
 
 /// Bad usage, as tini has it.
@@ -165,9 +164,8 @@ fn run(options: &Options, say: &dyn Fn(&str)) -> Result<i32> {
     }
     // Before there is anybody who could send one that must not be lost.
     let signals = Signals::block().context("receive signals")?;
-    let child = match sys::process::clone3(0, None).context("start a process")? {
-        Cloned::Child => sys::process::exit_now(become_command(&options.command, say)),
-        Cloned::Parent { pid, .. } => pid,
+    let Some(child) = sys::process::fork().context("start a process")? else {
+        sys::process::exit_now(become_command(&options.command, say))
     };
     // What comes now is little, and for as long as the container is there.
     sys::memory::drop_program();

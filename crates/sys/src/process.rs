@@ -314,6 +314,13 @@ pub fn set_domainname(name: &str) -> io::Result<()> {
     Ok(())
 }
 
+/// fork(2), for where clone3(2) is not allowed, as in Docker's containers. `None`: in the child. The caller has one thread.
+pub fn fork() -> io::Result<Option<i32>> {
+    // SAFETY: with one thread, nothing that others hold is missing in the child.
+    let pid = check(libc::c_long::from(unsafe { libc::fork() }))? as i32;
+    Ok((pid != 0).then_some(pid))
+}
+
 /// kill(2): a process, or with a negative number a process group. For children that were not waited for yet, whose number nobody
 /// else can have.
 pub fn signal(pid: i32, signal: i32) -> io::Result<()> {

@@ -7,6 +7,7 @@ use std::process::Command;
 
 use harness::image::busybox_layer;
 use harness::{Bed, Output, finish, json, need};
+use image::layer::tar::{Header, Kind};
 use serde_json::Value;
 
 /// The builder on one of the bed's stores.
@@ -407,6 +408,31 @@ fn a_layer_made_of_the_one_before_is_what_it_would_be_anew() {
     run("rm", &["-r", "d2"]);
     write(&bed, "c/tree/d2", "a file now\n");
     same("a file in a folder's place");
+}
+
+#[test]
+fn a_base_of_one_layer_may_say_that_a_folder_hides_what_is_below() {
+    let bed = bed(&["store"]);
+    let empty = |path: &str| (Header::new(Kind::File, path), Vec::new());
+    let folder = |path: &str| (Header::new(Kind::Directory, path), Vec::new());
+    let layer = harness::image::layer([
+        folder("d"),
+        empty("d/.wh..wh..opq"),
+        empty("d/.wh.gone"),
+        (Header { size: 1, ..Header::new(Kind::File, "d/f") }, b"f".to_vec()),
+    ]);
+    write(&bed, "one.tar", harness::image::make("one", vec![layer], &json!({})).archive);
+    on(&bed, "store", &["load", "-i", "one.tar"]).success();
+    write(&bed, "c/a", "a\n");
+    let dockerfile = "FROM one AS made\nCOPY a /d/a\nCOPY a /d/gone\nFROM base\nCOPY --from=made /d /d\n\
+        RUN ls /d > /names\n";
+    write(&bed, "c/Dockerfile", dockerfile);
+    on(&bed, "store", &["build", "-t", "app", "c"]).success();
+    write(&bed, "c/Dockerfile", "FROM app\nRUN cat /names /d/a && false\n");
+    let out = on(&bed, "store", &["build", "--progress", "plain", "c"]);
+    for line in ["a", "f", "gone"] {
+        assert!(out.stderr.lines().any(|l| l.ends_with(&format!(" {line}"))), "{}", out.stderr);
+    }
 }
 
 #[test]

@@ -415,7 +415,8 @@ impl<'b, 'a> Running<'b, 'a> {
                 Some(_) => build.store.step_entries(&series)?.and_then(|bytes| String::from_utf8(bytes).ok()),
                 None => None,
             };
-            let file = listed.as_deref().zip(listing.as_deref()).and_then(|(before, now)| other(before, now));
+            let file =
+                listed.as_deref().zip(listing.as_deref()).and_then(|(before, now)| changed_file(before, now));
             if let Some(text) = file.or_else(|| why(before, &parts)) {
                 let text = format!("not from the cache: {text}");
                 (build.tell)(Event::Note { step: number, text: &text });
@@ -558,12 +559,7 @@ impl<'b, 'a> Running<'b, 'a> {
         if let Some(view) = &self.view {
             return Ok(view.try_clone()?);
         }
-        let trees = self.build.trees(&self.layers)?;
-        let view = match <[OwnedFd; 1]>::try_from(trees) {
-            // One alone is what it would be mounted.
-            Ok([one]) => one,
-            Err(_) => self.build.mounted(&self.layers)?,
-        };
+        let view = self.build.mounted(&self.layers)?;
         let copy = view.try_clone()?;
         self.view = Some(view);
         Ok(copy)
@@ -935,7 +931,7 @@ impl Build<'_> {
 }
 
 /// The first file that is other than before, in a line.
-fn other(before: &str, now: &str) -> Option<String> {
+fn changed_file(before: &str, now: &str) -> Option<String> {
     // Lines that both have at their beginning and at their end say nothing.
     let (b, n) = (before.as_bytes(), now.as_bytes());
     let first = b.iter().zip(n).take_while(|(b, n)| b == n).count();
@@ -1009,8 +1005,8 @@ mod tests {
             ("1 é\n", "1 è\n", "è is new"),
             ("", "1 a\n", "a is new"),
         ] {
-            assert_eq!(other(before, now).as_deref(), Some(told));
+            assert_eq!(changed_file(before, now).as_deref(), Some(told));
         }
-        assert_eq!(other("1 a\n", "1 a\n"), None);
+        assert_eq!(changed_file("1 a\n", "1 a\n"), None);
     }
 }

@@ -336,9 +336,10 @@ pub fn foreign_attributes(header: &mut Header, of: BorrowedFd<'_>) -> Result<()>
     })
 }
 
-/// The same of what is in a root file system of ours.
+/// The same of what is in a root file system of ours. A layer that lies alone shows its marks of folders that hide what is below.
 pub fn own_attributes(header: &mut Header, of: BorrowedFd<'_>) -> Result<()> {
-    attributes(header, &Fd(of), |_, _| false)
+    let marks = [Privilege::Root.opaque(), Privilege::User.opaque()];
+    attributes(header, &Fd(of), |name, _| marks.iter().any(|mark| mark.as_bytes() == name))
 }
 
 /// Put a thing's attributes into its header; `taken` keeps one out that it knows.

@@ -7,6 +7,7 @@ dist := justfile_directory() / "target/dist"
 max_runtime_bytes := "3000000"
 max_builder_bytes := "12000000"
 max_init_bytes := "1500000"
+max_shim_bytes := "3000000"
 # A release aborts on a panic and needs no tables for unwinding; the standard library's own stay in it.
 release_config := "--config 'target." + triple + ".rustflags=[\"-Cforce-unwind-tables=no\"]'"
 release_build := "cargo build --release -p berth-runtime " + release_config
@@ -77,8 +78,10 @@ dist:
     @strip -o {{dist}}/berth-builder.new {{release}}/berth-builder && chmod 755 {{dist}}/berth-builder.new && mv {{dist}}/berth-builder.new {{dist}}/berth-builder
     @tests/dist-check.sh {{dist}}/berth-builder {{max_builder_bytes}}
     cargo build --release -p berth-shim {{release_config}}
-    @strip -o {{dist}}/berth-init.new {{release}}/berth-init && chmod 755 {{dist}}/berth-init.new && mv {{dist}}/berth-init.new {{dist}}/berth-init
+    @for name in berth-init berth-shim; do strip -o {{dist}}/$name.new {{release}}/$name && chmod 755 {{dist}}/$name.new && mv {{dist}}/$name.new {{dist}}/$name; done
+    @ln -sf berth-shim {{dist}}/containerd-shim-berth-v2
     @tests/dist-check.sh {{dist}}/berth-init {{max_init_bytes}}
+    @tests/dist-check.sh {{dist}}/berth-shim {{max_shim_bytes}}
 
 # shell completions (bash, zsh, fish) and man pages in target/dist/
 man:
@@ -95,6 +98,8 @@ install PREFIX="/usr/local": dist
     install -D -m 755 {{dist}}/berth-runtime {{ trim_start_match(PREFIX, "PREFIX=") }}/bin/berth-runtime
     install -D -m 755 {{dist}}/berth-builder {{ trim_start_match(PREFIX, "PREFIX=") }}/bin/berth-builder
     install -D -m 755 {{dist}}/berth-init {{ trim_start_match(PREFIX, "PREFIX=") }}/bin/berth-init
+    install -D -m 755 {{dist}}/berth-shim {{ trim_start_match(PREFIX, "PREFIX=") }}/bin/berth-shim
+    ln -sf berth-shim {{ trim_start_match(PREFIX, "PREFIX=") }}/bin/containerd-shim-berth-v2
 
 # the fuzz targets for a few seconds each, as property tests on stable
 fuzz-smoke:

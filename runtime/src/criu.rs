@@ -25,7 +25,8 @@ use report::{Explain, error};
 use rustix::io::FdFlags;
 use sys::socket;
 
-use message::{Kind, Message, Response, opts};
+use crate::protobuf::Message;
+use message::{Kind, Response, opts};
 
 /// What `checkpoint` and `restore` have in common.
 #[derive(Clone, Debug, Default)]

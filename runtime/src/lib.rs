@@ -4,10 +4,12 @@
 pub mod bundle;
 pub mod cgroup;
 pub mod cli;
+pub mod client;
 pub mod criu;
 pub mod host;
 pub mod id;
 pub mod launch;
 pub mod plan;
+pub mod protobuf;
 pub mod setup;
 pub mod state;

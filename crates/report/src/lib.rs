@@ -6,7 +6,7 @@ mod nearest;
 
 use std::fmt;
 
-pub use log_file::{Format, LogOptions, init as init_log, timestamp};
+pub use log_file::{Format, LogOptions, init as init_log, log_to, rfc3339, timestamp};
 pub use nearest::nearest;
 use serde::{Deserialize, Serialize};
 

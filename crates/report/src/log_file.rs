@@ -57,6 +57,15 @@ pub fn init(options: &LogOptions) -> Result<()> {
     Ok(())
 }
 
+/// Let log lines go to an open file, such as a fifo that must not make anybody wait: everything with `debug`, else `info` and worse.
+pub fn log_to(file: File, format: Format, debug: bool) -> Result<()> {
+    if SINK.set(Sink { file: Some(file), format }).is_ok() {
+        log::set_logger(&Logger).map_err(|e| anyhow::anyhow!("set logger: {e}"))?;
+    }
+    log::set_max_level(if debug { LevelFilter::Debug } else { LevelFilter::Info });
+    Ok(())
+}
+
 /// Whether log lines and printed errors go to the same place.
 pub(crate) fn is_stderr() -> bool {
     SINK.get().is_some_and(|s| s.file.is_none() && s.format == Format::Json)
@@ -86,7 +95,7 @@ impl log::Log for Logger {
             Level::Debug | Level::Trace => "debug",
         };
         let message = serde_json::Value::from(record.args().to_string());
-        let time = rfc3339(now());
+        let time = rfc3339(now().0);
         let line = match sink.format {
             Format::Json => format!("{{\"level\":\"{level}\",\"msg\":{message},\"time\":\"{time}\"}}\n"),
             Format::Text => format!("time=\"{time}\" level={level} msg={message}\n"),
@@ -109,12 +118,12 @@ fn now() -> (u64, u32) {
 /// Now, in UTC with nanoseconds, as the state file and `list` show it: `2026-05-04T03:02:01.000000000Z`.
 pub fn timestamp() -> String {
     let (secs, nanos) = now();
-    let base = rfc3339((secs, 0));
+    let base = rfc3339(secs);
     format!("{}.{nanos:09}Z", base.trim_end_matches('Z'))
 }
 
 /// Seconds since 1970 as RFC 3339 in UTC (days to civil date by Howard Hinnant's algorithm).
-fn rfc3339((secs, _): (u64, u32)) -> String {
+pub fn rfc3339(secs: u64) -> String {
     let (days, rest) = (secs / 86_400, secs % 86_400);
     let z = days + 719_468;
     let (era, doe) = (z / 146_097, z % 146_097);
@@ -139,7 +148,7 @@ mod tests {
             (1_709_164_799, "2024-02-28T23:59:59Z"),
             (1_767_225_600, "2026-01-01T00:00:00Z"),
         ] {
-            assert_eq!(rfc3339((secs, 0)), text);
+            assert_eq!(rfc3339(secs), text);
         }
     }
 }

@@ -19,6 +19,13 @@ pub fn is_open(fd: u32) -> bool {
     unsafe { libc::fcntl(fd as i32, libc::F_GETFD) != -1 }
 }
 
+/// A descriptor by number, for calls about what an owner elsewhere keeps open; a number that is closed gives `EBADF`.
+pub fn borrow<'a>(fd: i32) -> BorrowedFd<'a> {
+    // SAFETY: never -1 (callers take it from an open descriptor). Calls with a number that was closed since give an error or are
+    // about another file, they touch no memory.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
 /// Put a small file at `path`, replacing what is there: written without a name (`O_TMPFILE`) and then linked. On file
 /// systems that cannot do so, written in place.
 pub fn publish(path: &Path, bytes: &[u8]) -> io::Result<()> {

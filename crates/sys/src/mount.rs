@@ -30,6 +30,7 @@ pub mod flags {
     pub const STRICTATIME: u64 = libc::MS_STRICTATIME;
     pub const LAZYTIME: u64 = libc::MS_LAZYTIME;
     pub const BIND: u64 = libc::MS_BIND;
+    pub const REMOUNT: u64 = libc::MS_REMOUNT;
     pub const REC: u64 = libc::MS_REC;
     pub const MOVE: u64 = libc::MS_MOVE;
     pub const PRIVATE: u64 = libc::MS_PRIVATE;

@@ -153,6 +153,33 @@ pub fn try_wait(pid: i32) -> io::Result<Option<Exit>> {
     waitpid(pid, libc::WNOHANG)
 }
 
+/// Whether the number is a child's of ours, ended or not, that was not waited for yet.
+pub fn is_child(pid: i32) -> bool {
+    // SAFETY: all-zero is a valid siginfo_t, and it outlives the call.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: as above; the call only looks.
+    pid > 0 && unsafe { libc::waitid(libc::P_PID, pid.cast_unsigned(), &raw mut info, options) } == 0
+}
+
+/// A child that has ended, if there is one: its number, from now on anybody's, and how it ended.
+pub fn reap() -> io::Result<Option<(i32, Exit)>> {
+    // SAFETY: all-zero is a valid siginfo_t, and it outlives the call.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: as above.
+    if unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, libc::WEXITED | libc::WNOHANG) } == -1 {
+        let error = io::Error::last_os_error();
+        return match error.raw_os_error() {
+            Some(libc::ECHILD | libc::EINTR) => Ok(None),
+            _ => Err(error),
+        };
+    }
+    // SAFETY: the kernel filled in the fields of SIGCHLD (or left zeros: nobody has ended).
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    let exit = if info.si_code == libc::CLD_EXITED { Exit::Code(status) } else { Exit::Signal(status) };
+    Ok((pid != 0).then_some((pid, exit)))
+}
+
 fn waitpid(pid: i32, options: i32) -> io::Result<Option<Exit>> {
     loop {
         let mut status = 0;
@@ -300,6 +327,26 @@ pub fn die_with_parent(command: &mut std::process::Command) {
     use std::os::unix::process::CommandExt;
     // SAFETY: prctl is async-signal-safe and touches nothing of ours.
     unsafe { command.pre_exec(|| set_parent_death_signal(libc::SIGKILL)) };
+}
+
+/// Give the command descriptors of ours under the numbers that it expects, each instead of what was there.
+pub fn pass(command: &mut std::process::Command, fds: Vec<(OwnedFd, i32)>) {
+    use std::os::unix::process::CommandExt;
+    let give = move || {
+        // First out of the way of all the numbers that are to be set.
+        let above = fds.iter().map(|(_, to)| *to).max().unwrap_or(0) + 1;
+        for (fd, to) in &fds {
+            // SAFETY: integers only, async-signal-safe; the child ends or becomes the command soon after.
+            let moved = check(libc::c_long::from(unsafe {
+                libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, above)
+            }))?;
+            // SAFETY: as above; what had that number in the child is replaced.
+            check(libc::c_long::from(unsafe { libc::dup2(moved as i32, *to) }))?;
+        }
+        Ok(())
+    };
+    // SAFETY: only fcntl(2) and dup2(2), on what was prepared before.
+    unsafe { command.pre_exec(give) };
 }
 
 /// sethostname(2).

@@ -56,6 +56,25 @@ pub struct Record {
 }
 
 impl Record {
+    /// Where a process is now: for measuring and watching a container whatever runtime made it. It has no mark, so that nothing
+    /// is killed or removed by it.
+    pub fn of_process(pid: i32) -> Result<Record> {
+        let file = format!("/proc/{pid}/cgroup");
+        let text = cgroupfs::read(Path::new(&file)).with_context(|| format!("read {file}"))?;
+        let host = host::Hierarchies::detect()?;
+        let mut record = Record::default();
+        for line in text.lines() {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+            if controllers.is_empty() {
+                record.v2 = host.v2.as_ref().map(|v2| host::below(&v2.mount, path));
+            } else if let Some(v1) = host.v1.iter().find(|h| h.controllers.join(",") == controllers) {
+                record.v1.push((controllers.to_owned(), host::below(&v1.mount, path)));
+            }
+        }
+        Ok(record)
+    }
+
     /// The directory that stands for the container: the first v1 one, or v2's.
     fn first(&self) -> Option<&Path> {
         self.v1.first().map(|(_, path)| path.as_path()).or(self.v2.as_deref())

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use oci_spec::runtime::Spec;
 
-use super::message::{Kind, Message, opts};
+use super::message::{Kind, opts};
 use super::{DESCRIPTORS, Folders, MASK, OUTER_NAMESPACES, Options, binds, common, config_file, converse};
 use crate::cgroup::Record;
 use crate::plan::Plan;
 use crate::plan::resources::View;
+use crate::protobuf::Message;
 use crate::state::State;
 
 /// What only `checkpoint` knows.

@@ -10,7 +10,7 @@ use report::Kind as ErrorKind;
 use sys::process::{self, flags};
 
 use super::dump::cgroup_binds;
-use super::message::{Kind, Message, opts};
+use super::message::{Kind, opts};
 use super::{
     DESCRIPTORS, Folders, MASK, OUTER_NAMESPACES, Options, binds, common, config_file, converse, inherited,
 };
@@ -18,6 +18,7 @@ use crate::cgroup::Cgroup;
 use crate::host::Host;
 use crate::launch::container::{self, Outcome};
 use crate::plan::Plan;
+use crate::protobuf::Message;
 use crate::setup::hooks;
 use crate::state::{Dir, State, Status};
 

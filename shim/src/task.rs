@@ -33,7 +33,7 @@ pub struct Host {
 #[derive(Debug)]
 pub struct Container {
     pub id: String,
-    /// Also the working directory of the runtime, so that the path of a console's socket may be short.
+    /// Also the runtime's working directory where there is a terminal, so that the path of its socket may be short.
     pub bundle: PathBuf,
     pub client: Client,
     pub no_pivot: bool,
@@ -128,7 +128,6 @@ impl Container {
     }
 
     fn streams(&self, command: &mut Command, streams: Streams) -> Result<Option<Console>> {
-        command.current_dir(&self.bundle);
         match streams {
             Streams::Plain { stdin, stdout, stderr } => {
                 command.stdin(stdin).stdout(stdout).stderr(stderr);
@@ -136,6 +135,8 @@ impl Container {
             }
             Streams::Terminal => {
                 let console = Console::new(&self.bundle, format!("console-{}.sock", self.number()))?;
+                // Only then: without a change of folder a process is started without copying ours.
+                command.current_dir(&self.bundle);
                 command.arg("--console-socket").arg(&console.name);
                 command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
                 Ok(Some(console))
@@ -182,7 +183,7 @@ impl Container {
         let log = self.log();
         let errors = sys::fd::memory_file("errors").context("make a file in memory")?;
         let mut command = self.client.command(&log, verb);
-        command.args(args).current_dir(&self.bundle).stdout(Stdio::null());
+        command.args(args).stdout(Stdio::null());
         command.stderr(errors.try_clone().context("copy a descriptor")?);
         match input {
             None => command.stdin(Stdio::null()),
@@ -193,10 +194,6 @@ impl Container {
                 command.stdin(file)
             }
         };
-        // The bundle may be gone already when a container is put away by force.
-        if !self.bundle.is_dir() {
-            command.current_dir("/");
-        }
         let (_, ended) = host.children.start(&mut command)?;
         let exit = ended.wait().await.exit;
         let done = if exit == Exit::Code(0) {

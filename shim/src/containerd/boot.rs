@@ -22,6 +22,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use report::Kind;
+use runtime::client::Client;
 use sha2::{Digest, Sha256};
 use sys::signals::Signals;
 
@@ -504,20 +505,30 @@ fn delete(args: &Args, environment: &Environment) -> Result<()> {
     };
     let client = Options::read(&bundle).client(&args.namespace, &environment.path);
     let pid = std::fs::read_to_string(bundle.join("init.pid")).ok().and_then(|text| text.trim().parse().ok());
-    let log = bundle.join("log.json");
-    let mut command = client.command(&log, "delete");
-    let out = command.args(["--force", &args.id]).stdin(Stdio::null()).output();
-    let out = out.with_context(|| format!("start {}", client.program.display()))?;
+    // The usual case: containerd asks once more for what was deleted in order.
+    let state = client.root.as_ref().map(|root| root.join(&args.id));
+    let deleted = match state {
+        Some(state) if !state.exists() => Ok(()),
+        _ => delete_container(&client, &bundle.join("log.json"), &args.id),
+    };
     let unmounted = rootfs::unmount(&bundle.join("rootfs"));
-    if !out.status.success() {
-        let printed = String::from_utf8_lossy(&out.stderr).trim().to_owned();
-        let said = runtime::client::last_error(&log).unwrap_or(printed);
-        return Err(anyhow::anyhow!("delete {}: {said}", args.id));
-    }
+    deleted?;
     unmounted?;
     let response =
         DeleteResponse { pid: pid.unwrap_or(0), exit_status: 137, exited_at: Some(SystemTime::now().into()) };
     print(response.message().as_bytes())
+}
+
+fn delete_container(client: &Client, log: &Path, id: &str) -> Result<()> {
+    let mut command = client.command(log, "delete");
+    let out = command.args(["--force", id]).stdin(Stdio::null()).output();
+    let out = out.with_context(|| format!("start {}", client.program.display()))?;
+    if out.status.success() {
+        return Ok(());
+    }
+    let printed = String::from_utf8_lossy(&out.stderr).trim().to_owned();
+    let said = runtime::client::last_error(log).unwrap_or(printed);
+    Err(anyhow::anyhow!("delete {id}: {said}"))
 }
 
 #[cfg(test)]

@@ -322,11 +322,84 @@ pub fn start_time(pid: i32) -> io::Result<Option<(u64, bool)>> {
     Ok(Some((ticks, matches!(state, "Z" | "X" | "x"))))
 }
 
+/// How a zombie ended that is somebody else's: the last field of proc(5) stat, which only who may trace it can read. The process is
+/// named by its start, in ticks. `None`: it is no zombie, or another process.
+pub fn exit_of_zombie(pid: i32, ticks: u64) -> Option<Exit> {
+    match start_time(pid) {
+        Ok(Some((started, true))) if started == ticks => {}
+        _ => return None,
+    }
+    let text = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let text = String::from_utf8_lossy(&text);
+    let status = text.trim_end().rsplit(' ').next()?.parse::<i32>().ok()?;
+    Some(from_wait(status))
+}
+
+/// From what wait(2) gives.
+fn from_wait(status: i32) -> Exit {
+    if libc::WIFEXITED(status) {
+        Exit::Code(libc::WEXITSTATUS(status))
+    } else {
+        Exit::Signal(libc::WTERMSIG(status))
+    }
+}
+
 /// Kill the command's process when the thread that spawned it ends.
 pub fn die_with_parent(command: &mut std::process::Command) {
     use std::os::unix::process::CommandExt;
     // SAFETY: prctl is async-signal-safe and touches nothing of ours.
     unsafe { command.pre_exec(|| set_parent_death_signal(libc::SIGKILL)) };
+}
+
+/// Run the command in a session of its own, in a process that nobody waits for: the one that `spawn` gives ends at once.
+pub fn in_new_session(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    let leave = || {
+        setsid()?;
+        // SAFETY: the child of a fork has one thread, and only _exit(2) and execve(2) follow.
+        match check(libc::c_long::from(unsafe { libc::fork() }))? {
+            0 => Ok(()),
+            // SAFETY: never returns; nothing of the parent's is flushed.
+            _ => unsafe { libc::_exit(0) },
+        }
+    };
+    // SAFETY: setsid(2), fork(2) and _exit(2) are async-signal-safe.
+    unsafe { command.pre_exec(leave) };
+}
+
+/// A descriptor that was left open for us under a number; `None`: there is none.
+pub fn inherited(fd: i32) -> Option<OwnedFd> {
+    // SAFETY: asks for a flag by number; touches no memory.
+    if fd <= 2 || unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } == -1 {
+        return None;
+    }
+    // SAFETY: it is open, and whoever started us has left it to us; callers take each number once.
+    Some(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// How a process that is not a child ended, or one that was waited for already: `PIDFD_GET_INFO` with `PIDFD_INFO_EXIT` (Linux 6.15),
+/// by a pidfd that was opened before. `None`: this kernel cannot tell, or it has not ended.
+pub fn exit_of(pidfd: BorrowedFd<'_>) -> Option<Exit> {
+    const PIDFD_INFO_EXIT: u64 = 1 << 3;
+    // _IOWR(0xff, 11, struct pidfd_info) with the first published size, 64 bytes.
+    const PIDFD_GET_INFO: libc::c_ulong = 0xc040_ff0b;
+    /// `struct pidfd_info` (include/uapi/linux/pidfd.h).
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        mask: u64,
+        cgroup: u64,
+        ids: [u32; 11],
+        exit_code: i32,
+    }
+    let mut info = Info { mask: PIDFD_INFO_EXIT, ..Info::default() };
+    // SAFETY: `info` outlives the call and has the size that the number says.
+    if unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) } == -1
+        || info.mask & PIDFD_INFO_EXIT == 0
+    {
+        return None;
+    }
+    Some(from_wait(info.exit_code))
 }
 
 /// Give the command descriptors of ours under the numbers that it expects, each instead of what was there.

@@ -1,0 +1,921 @@
+//! How does podman get its monitor? By conmon's command line (conmon(8)), pipes and files: one process for a container or for a process
+//! that is started in it.
+//!
+//! ```text
+//!  podman ── start pipe ─▶ conmon            go on (it is in its cgroup now)
+//!         ◀── sync pipe ── {"data": PID}, or {"data": -1, "message": "…"}; for an exec its exit status later
+//!         ── BUNDLE/attach ──▶               packets: 2 or 3 and output, to us: input
+//!         ── BUNDLE/ctl ──▶                  "1 ROWS COLUMNS": resize; "2 …": open the log anew
+//!  conmon ── EXIT-DIR/ID, PERSIST-DIR/exit: the status; then the exit command
+//! ```
+
+use std::cell::{Cell, RefCell};
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use report::{Kind, error};
+use runtime::cgroup::{Record, oom};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use sys::process::Exit;
+use sys::signals::Signals;
+
+use crate::executor::{Bell, Loop, Once, first};
+use crate::exits::{self, Children, Ended};
+use crate::standalone::{Log, LogDriver, LogOptions, Stream, parse_size};
+use crate::task::Host;
+
+/// The most that podman reads at once.
+const PACKET: usize = 8192;
+/// Bytes that may wait for somebody who is attached.
+const MOST: usize = 1 << 20;
+const CHUNK: usize = 1 << 16;
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Args {
+    api_version: u32,
+    bundle: PathBuf,
+    id: String,
+    uuid: String,
+    name: String,
+    runtime: PathBuf,
+    runtime_args: Vec<OsString>,
+    runtime_opts: Vec<OsString>,
+    own_pid_file: Option<PathBuf>,
+    pid_file: Option<PathBuf>,
+    exec: bool,
+    exec_attach: bool,
+    process: Option<PathBuf>,
+    exit_command: Vec<OsString>,
+    exit_delay: u64,
+    exit_dir: Option<PathBuf>,
+    persist_dir: Option<PathBuf>,
+    leave_stdin_open: bool,
+    logs: Vec<String>,
+    log_size_max: u64,
+    log_tag: String,
+    no_new_keyring: bool,
+    no_pivot: bool,
+    restore: Option<PathBuf>,
+    notify: Option<PathBuf>,
+    socket_dir: Option<PathBuf>,
+    stdin: bool,
+    systemd_cgroup: bool,
+    terminal: bool,
+    timeout: u64,
+    sync: bool,
+}
+
+/// Pipes that podman has opened, by number, as the environment names them.
+pub struct Environment {
+    pub sync_pipe: Option<String>,
+    pub start_pipe: Option<String>,
+    pub attach_pipe: Option<String>,
+}
+
+/// Do what the arguments say; the exit code.
+pub fn main(args: impl Iterator<Item = OsString>, environment: &Environment) -> i32 {
+    match parse(args) {
+        Ok(Some(args)) => run(args, environment).unwrap_or_else(|e| {
+            writeln!(std::io::stderr(), "berth-conmon: {}", report::line(&e)).unwrap_or_default();
+            1
+        }),
+        Ok(None) => {
+            // Podman looks for this form, and for a version that it knows.
+            let version = env!("CARGO_PKG_VERSION");
+            writeln!(std::io::stdout(), "conmon version 2.1.13\ncommit: berth-shim {version}")
+                .map_or(1, |()| 0)
+        }
+        Err(e) => {
+            writeln!(std::io::stderr(), "berth-conmon: {}", report::line(&e)).unwrap_or_default();
+            1
+        }
+    }
+}
+
+/// As GLib reads a command line: `-x value`, `--long value`, `--long=value`. `None`: the version is asked for.
+fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Option<Args>> {
+    let mut out = Args::default();
+    let bad = |message: String| error(Kind::BadInput, message);
+    while let Some(arg) = args.next() {
+        let text = arg.to_string_lossy().into_owned();
+        let Some(flag) = text.strip_prefix("--").or_else(|| text.strip_prefix('-')) else {
+            return Err(bad(format!("{text:?}: unexpected argument")));
+        };
+        let (name, mut given) = match flag.split_once('=') {
+            Some((name, value)) => (name, Some(OsString::from(value))),
+            None => (flag, None),
+        };
+        let mut value =
+            || given.take().or_else(|| args.next()).ok_or_else(|| bad(format!("{text}: it needs a value")));
+        let words = |value: OsString| value.to_string_lossy().into_owned();
+        let number = |value: OsString| -> Result<u64> {
+            let text = value.to_string_lossy().into_owned();
+            text.parse::<i64>()
+                .map(|n| n.max(0).cast_unsigned())
+                .map_err(|_| bad(format!("--{name} {text}: expected a number")))
+        };
+        match name {
+            "api-version" => out.api_version = number(value()?)?.try_into().unwrap_or(u32::MAX),
+            "b" | "bundle" => out.bundle = value()?.into(),
+            "c" | "cid" => out.id = words(value()?),
+            "u" | "cuuid" => out.uuid = words(value()?),
+            "n" | "name" => out.name = words(value()?),
+            "r" | "runtime" => out.runtime = value()?.into(),
+            "runtime-arg" => out.runtime_args.push(value()?),
+            "runtime-opt" | "restore-arg" => out.runtime_opts.push(value()?),
+            "P" | "conmon-pidfile" => out.own_pid_file = Some(value()?.into()),
+            "p" | "container-pidfile" | "pidfile" => out.pid_file = Some(value()?.into()),
+            "e" | "exec" => out.exec = true,
+            "exec-attach" | "attach" => out.exec_attach = true,
+            "exec-process-spec" => out.process = Some(value()?.into()),
+            "exit-command" => out.exit_command.insert(0, value()?),
+            "exit-command-arg" => out.exit_command.push(value()?),
+            "exit-delay" => out.exit_delay = number(value()?)?,
+            "exit-dir" => out.exit_dir = Some(value()?.into()),
+            "0" | "persist-dir" => out.persist_dir = Some(value()?.into()),
+            "leave-stdin-open" => out.leave_stdin_open = true,
+            "l" | "log-path" => out.logs.push(words(value()?)),
+            "log-size-max" => {
+                let text = words(value()?);
+                out.log_size_max = if text.starts_with('-') { 0 } else { parse_size(&text).unwrap_or(0) };
+            }
+            "log-tag" => out.log_tag = words(value()?),
+            // What it says goes to the same places at every level.
+            "log-level"
+            | "log-size-global-max"
+            | "log-global-size-max"
+            | "log-label"
+            | "replace-listen-pid" => {
+                value()?;
+            }
+            "syslog" | "full-attach" | "no-sync-log" | "no-container-partial-message" | "log-rotate" => {}
+            "no-new-keyring" => out.no_new_keyring = true,
+            "no-pivot" => out.no_pivot = true,
+            "restore" => out.restore = Some(value()?.into()),
+            "sdnotify-socket" => out.notify = Some(value()?.into()),
+            "socket-dir-path" => out.socket_dir = Some(value()?.into()),
+            "i" | "stdin" => out.stdin = true,
+            "s" | "systemd-cgroup" => out.systemd_cgroup = true,
+            "t" | "terminal" => out.terminal = true,
+            "T" | "timeout" => out.timeout = number(value()?)?,
+            "sync" => out.sync = true,
+            "version" => return Ok(None),
+            other => return Err(bad(format!("--{other}: unknown option"))),
+        }
+    }
+    if out.id.is_empty() || out.runtime.as_os_str().is_empty() {
+        return Err(bad("--cid and --runtime must be given".to_owned()));
+    }
+    if out.exec && out.process.is_none() {
+        return Err(bad("--exec: --exec-process-spec must be given".to_owned()));
+    }
+    if out.bundle.as_os_str().is_empty() {
+        out.bundle = std::env::current_dir().context("find the working directory")?;
+    }
+    Ok(Some(out))
+}
+
+/// `DRIVER:PATH`, or a path alone.
+fn log_options(args: &Args) -> Result<LogOptions> {
+    let mut out =
+        LogOptions { driver: LogDriver::None, max_file: 1, max_buffer: 1 << 20, ..LogOptions::default() };
+    out.max_size = args.log_size_max;
+    for log in &args.logs {
+        let (driver, path) = log.split_once(':').unwrap_or(("", log));
+        (out.driver, out.path) = match (driver, path) {
+            ("", "none" | "off" | "null") | ("none" | "off" | "null", _) => continue,
+            ("", "passthrough") | ("passthrough" | "passthrough-tty", _) => {
+                (LogDriver::Passthrough, PathBuf::new())
+            }
+            ("", "journald") | ("journald", _) => (LogDriver::Journald, PathBuf::new()),
+            ("" | "k8s-file" | "json-file", path) => (LogDriver::K8sFile, PathBuf::from(path)),
+            (other, _) => {
+                return Err(error(
+                    Kind::Unsupported,
+                    format!("--log-path {log}: unknown kind of log {other:?}"),
+                ));
+            }
+        };
+    }
+    Ok(out)
+}
+
+fn pipe(number: Option<&String>) -> Option<OwnedFd> {
+    sys::process::inherited(number?.parse().ok()?)
+}
+
+fn run(args: Args, environment: &Environment) -> Result<i32> {
+    let start = pipe(environment.start_pipe.as_ref());
+    if let Some(start) = &start {
+        // Until podman has put us where we belong.
+        rustix::io::retry_on_intr(|| rustix::io::read(start, &mut [0u8; 64][..]))
+            .context("read the start pipe")?;
+    }
+    if !args.sync {
+        match sys::process::fork().context("fork")? {
+            Some(child) => {
+                if let Some(path) = &args.own_pid_file {
+                    std::fs::write(path, child.to_string())
+                        .with_context(|| format!("write {}", path.display()))?;
+                }
+                return Ok(0);
+            }
+            None => sys::process::setsid().context("make a session")?,
+        }
+    } else if let Some(path) = &args.own_pid_file {
+        let own = sys::process::own_pid();
+        std::fs::write(path, own.to_string()).with_context(|| format!("write {}", path.display()))?;
+    }
+    let mut sync =
+        Sync { pipe: pipe(environment.sync_pipe.as_ref()), api: args.api_version, exec: args.exec };
+    let attach_pipe = pipe(environment.attach_pipe.as_ref()).filter(|_| args.exec_attach);
+    // The streams are whoever started us: only a log that is passed through goes there.
+    let options = log_options(&args)?;
+    let passthrough = options.driver == LogDriver::Passthrough;
+    if !passthrough {
+        let null = File::options().read(true).write(true).open("/dev/null").context("open /dev/null")?;
+        for n in 0..3 {
+            sys::path::replace_stdio(null.as_fd(), n).context("leave the streams")?;
+        }
+    }
+    sys::process::set_subreaper().context("become a subreaper")?;
+    // The kernel should take others first. Without the right to say so it stays as it is.
+    std::fs::write("/proc/self/oom_score_adj", "-1000").unwrap_or_default();
+    let host = Host { on: Loop::new().context("epoll")?, children: Children::default() };
+    let signals = Signals::block().context("receive signals")?;
+    let done = monitor(&args, &options, &host, signals, &mut sync, attach_pipe, start);
+    let code = match done {
+        Ok(status) => {
+            if args.exec {
+                sync.tell(status, None);
+            }
+            0
+        }
+        Err(e) => {
+            let said = report::line(&e);
+            sync.tell(-1, Some(&said));
+            1
+        }
+    };
+    drop(sync);
+    exit_command(&args);
+    Ok(code)
+}
+
+/// What is told to whoever started us.
+struct Sync {
+    pipe: Option<OwnedFd>,
+    api: u32,
+    exec: bool,
+}
+
+impl Sync {
+    fn tell(&mut self, number: i32, message: Option<&str>) {
+        let Some(pipe) = &self.pipe else { return };
+        let key = match (self.api, self.exec) {
+            (1.., _) => "data",
+            (0, true) => "exit_code",
+            (0, false) => "pid",
+        };
+        let mut value = serde_json::json!({ key: number });
+        if let Some(message) = message {
+            value["message"] = message.into();
+        }
+        let text = format!("{value}\n");
+        if rustix::io::write(pipe, text.as_bytes()).is_err() {
+            // Nobody listens any more.
+            self.pipe = None;
+        }
+    }
+}
+
+fn exit_command(args: &Args) {
+    let Some((program, rest)) = args.exit_command.split_first() else { return };
+    if args.exit_delay > 0 {
+        std::thread::sleep(Duration::from_secs(args.exit_delay));
+    }
+    let mut command = Command::new(program);
+    command.args(rest).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    sys::process::in_new_session(&mut command);
+    match command.spawn().and_then(|mut child| child.wait()) {
+        Ok(_) => {}
+        Err(e) => log::warn!("exit command: {e}"),
+    }
+}
+
+/// The container, or the process, until it has ended; its status.
+fn monitor(
+    args: &Args,
+    options: &LogOptions,
+    host: &Host,
+    signals: Signals,
+    sync: &mut Sync,
+    attach_pipe: Option<OwnedFd>,
+    start: Option<OwnedFd>,
+) -> Result<i32> {
+    let fields = format!(
+        "CONTAINER_ID_FULL={id}\nCONTAINER_ID={short}\nCONTAINER_NAME={name}\n{tag}SYSLOG_IDENTIFIER={name}\n",
+        id = args.uuid,
+        short = args.uuid.get(..12).unwrap_or(&args.uuid),
+        name = args.name,
+        tag =
+            if args.log_tag.is_empty() { String::new() } else { format!("CONTAINER_TAG={}\n", args.log_tag) },
+    );
+    let monitor = Rc::new(Monitor {
+        host: host.clone(),
+        log: RefCell::new(Log::with_fields(&args.id, fields, options)?),
+        listeners: RefCell::default(),
+        input: RefCell::default(),
+        terminal: RefCell::default(),
+        pid: Cell::new(0),
+        ended: Once::default(),
+        drained: RefCell::default(),
+        leave_stdin_open: args.leave_stdin_open,
+        stuck: Cell::default(),
+    });
+    let this = monitor.clone();
+    exits::attend(&host.on, &host.children, signals, move |signal| {
+        // A service manager ends us: the container goes with us.
+        if matches!(signal, 2 | 3 | 15) {
+            this.signal(9);
+        }
+    });
+    let dir =
+        sys::path::open_host_dir(&args.bundle).with_context(|| format!("open {}", args.bundle.display()))?;
+    let attach_path = args.bundle.join("attach");
+    monitor.listen(&dir, &attach_path)?;
+    monitor.control(&args.bundle)?;
+    let notify = args.notify.as_ref().map(|to| forward_notifications(host, &args.bundle, to)).transpose()?;
+    if let Some(pipe) = attach_pipe {
+        // Now one can attach; podman says when it has.
+        rustix::io::write(&pipe, b"{\"data\": 0}\n").context("write the attach pipe")?;
+        if let Some(start) = &start {
+            rustix::io::retry_on_intr(|| rustix::io::read(start, &mut [0u8; 64][..]))
+                .context("read the start pipe")?;
+        }
+    }
+    drop(start);
+    let status = host.on.run(async {
+        let ended = monitor.launch(args, options, sync).await?;
+        let status = monitor.watch(args, ended).await;
+        // Before podman is told by the end of its connections: it looks for the file then.
+        let written = exit_files(args, status);
+        monitor.dismiss().await;
+        written.map(|()| status)
+    });
+    let status = status.context("wait for events").and_then(|s| s);
+    for file in [&attach_path, &args.bundle.join("ctl"), &args.bundle.join("winsz")] {
+        crate::task::remove(file)?;
+    }
+    if let Some(path) = notify {
+        crate::task::remove(&path)?;
+    }
+    status
+}
+
+/// EXIT-DIR/ID and PERSIST-DIR/exit.
+fn exit_files(args: &Args, status: i32) -> Result<()> {
+    let files =
+        [args.exit_dir.as_ref().map(|d| d.join(&args.id)), args.persist_dir.as_ref().map(|d| d.join("exit"))];
+    for path in files.into_iter().flatten() {
+        sys::fd::publish(&path, status.to_string().as_bytes())
+            .with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+struct Monitor {
+    host: Host,
+    log: RefCell<Log>,
+    listeners: RefCell<Vec<Rc<Listener>>>,
+    input: RefCell<Option<Rc<OwnedFd>>>,
+    terminal: RefCell<Option<Rc<OwnedFd>>>,
+    pid: Cell<i32>,
+    ended: Once<Ended>,
+    drained: RefCell<Vec<Once<()>>>,
+    leave_stdin_open: bool,
+    stuck: Cell<bool>,
+}
+
+/// Somebody who is attached. What it does not read in time is dropped: the container does not wait for it.
+struct Listener {
+    socket: OwnedFd,
+    waiting: RefCell<Vec<Vec<u8>>>,
+    bytes: Cell<usize>,
+    bell: Bell,
+    end: Cell<bool>,
+    done: Once<()>,
+}
+
+impl Monitor {
+    /// To the process, if it has not ended: until then its number is its own.
+    fn signal(&self, signal: i32) {
+        if self.pid.get() != 0 && self.ended.get().is_none() {
+            sys::process::signal(self.pid.get(), signal).unwrap_or_default();
+        }
+    }
+
+    /// BUNDLE/attach, a socket of packets.
+    fn listen(self: &Rc<Self>, dir: &OwnedFd, path: &Path) -> Result<()> {
+        crate::task::remove(path)?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
+        let socket = socket.context("make a socket")?;
+        let short = format!("/proc/self/fd/{}/attach", dir.as_raw_fd());
+        let address = SocketAddrUnix::new(short).context("name a socket")?;
+        rustix::net::bind(&socket, &address).with_context(|| format!("listen on {}", path.display()))?;
+        rustix::fs::chmod(path, Mode::from_raw_mode(0o700)).context("chmod the socket")?;
+        rustix::net::listen(&socket, 10).context("listen")?;
+        let this = self.clone();
+        self.host.on.spawn(async move {
+            loop {
+                if this.host.on.readable(socket.as_fd()).await.is_err() {
+                    return;
+                }
+                while let Ok(stream) = rustix::net::accept_with(&socket, flags) {
+                    this.attach(stream);
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn attach(self: &Rc<Self>, socket: OwnedFd) {
+        let listener = Rc::new(Listener {
+            socket,
+            waiting: RefCell::default(),
+            bytes: Cell::default(),
+            bell: Bell::default(),
+            end: Cell::default(),
+            done: Once::default(),
+        });
+        self.listeners.borrow_mut().push(listener.clone());
+        let (this, writer) = (self.clone(), listener.clone());
+        self.host.on.spawn(async move { writer.write(&this.host.on).await });
+        let this = self.clone();
+        self.host.on.spawn(async move {
+            let mut buffer = vec![0; PACKET];
+            loop {
+                if this.host.on.readable(listener.socket.as_fd()).await.is_err() {
+                    break;
+                }
+                match rustix::io::read(&listener.socket, &mut buffer[..]) {
+                    // It sends nothing more; whether it still reads, writing shows.
+                    Ok(0) => {
+                        if !this.leave_stdin_open {
+                            this.input.take();
+                        }
+                        break;
+                    }
+                    Ok(n) => {
+                        let to = this.terminal.borrow().clone().or_else(|| this.input.borrow().clone());
+                        if let Some(to) = to {
+                            let write = crate::copy::write_all(&this.host.on, &to, &buffer[..n]);
+                            first(write, this.ended.wait()).await;
+                        }
+                    }
+                    Err(Errno::AGAIN | Errno::INTR) => {}
+                    Err(_) => break,
+                }
+            }
+        });
+    }
+
+    /// BUNDLE/ctl and BUNDLE/winsz.
+    fn control(self: &Rc<Self>, bundle: &Path) -> Result<()> {
+        for name in ["ctl", "winsz"] {
+            let path = bundle.join(name);
+            crate::task::remove(&path)?;
+            rustix::fs::mknodat(
+                rustix::fs::CWD,
+                &path,
+                rustix::fs::FileType::Fifo,
+                Mode::from_raw_mode(0o660),
+                0,
+            )
+            .with_context(|| format!("make {}", path.display()))?;
+            let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let fifo = rustix::fs::open(&path, flags, Mode::empty())
+                .with_context(|| format!("open {}", path.display()))?;
+            let this = self.clone();
+            self.host.on.spawn(async move {
+                let mut text = Vec::new();
+                while this.host.on.readable(fifo.as_fd()).await.is_ok() {
+                    let mut buffer = [0; 256];
+                    if let Ok(n) = rustix::io::read(&fifo, &mut buffer) {
+                        text.extend_from_slice(&buffer[..n]);
+                    }
+                    while let Some(end) = text.iter().position(|b| *b == b'\n') {
+                        let line: Vec<u8> = text.drain(..=end).collect();
+                        this.command(name, String::from_utf8_lossy(&line).trim());
+                    }
+                    if text.len() > 4096 {
+                        text.clear();
+                    }
+                }
+            });
+        }
+        Ok(())
+    }
+
+    fn command(&self, fifo: &str, line: &str) {
+        let numbers: Vec<i64> = line.split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect();
+        let small = |n: i64| u16::try_from(n).unwrap_or(u16::MAX);
+        match (fifo, numbers.as_slice()) {
+            ("ctl", [1, rows, columns, ..]) | ("winsz", [rows, columns, ..]) => {
+                if let Some(terminal) = self.terminal.borrow().as_ref() {
+                    let size = sys::tty::Size { rows: small(*rows), columns: small(*columns) };
+                    sys::tty::set_size(terminal.as_fd(), size).unwrap_or_default();
+                }
+            }
+            ("ctl", [2, ..]) => {
+                if let Err(e) = self.log.borrow_mut().reopen() {
+                    log::warn!("{e:#}");
+                }
+            }
+            _ => log::warn!("{fifo}: unknown message {line:?}"),
+        }
+    }
+
+    /// Have the runtime make it; its end.
+    async fn launch(
+        self: &Rc<Self>,
+        args: &Args,
+        options: &LogOptions,
+        sync: &mut Sync,
+    ) -> Result<Once<Ended>> {
+        let pid_file =
+            args.pid_file.clone().unwrap_or_else(|| args.bundle.join(format!("pidfile-{}", args.id)));
+        let mut command = Command::new(&args.runtime);
+        command.args(&args.runtime_args);
+        if args.systemd_cgroup {
+            command.arg("--systemd-cgroup");
+        }
+        match (&args.process, &args.restore) {
+            (Some(process), _) if args.exec => {
+                command
+                    .arg("exec")
+                    .arg("--pid-file")
+                    .arg(&pid_file)
+                    .arg("--process")
+                    .arg(process)
+                    .arg("--detach");
+            }
+            (_, Some(image)) => {
+                command
+                    .arg("restore")
+                    .arg("--bundle")
+                    .arg(&args.bundle)
+                    .arg("--pid-file")
+                    .arg(&pid_file)
+                    .arg("--detach");
+                command.arg("--image-path").arg(image).arg("--work-path").arg(&args.bundle);
+            }
+            _ => {
+                command.arg("create").arg("--bundle").arg(&args.bundle).arg("--pid-file").arg(&pid_file);
+            }
+        }
+        if !args.exec {
+            if args.no_pivot {
+                command.arg("--no-pivot");
+            }
+            if args.no_new_keyring {
+                command.arg("--no-new-keyring");
+            }
+        }
+        command.args(&args.runtime_opts);
+        let errors = sys::fd::memory_file("errors").context("make a file in memory")?;
+        let mut outputs = Vec::new();
+        let console = if args.terminal {
+            let folder = args.socket_dir.clone().unwrap_or_else(std::env::temp_dir);
+            let path = folder.join(format!("berth-conmon-{}.sock", sys::process::own_pid()));
+            crate::task::remove(&path)?;
+            let listener =
+                UnixListener::bind(&path).with_context(|| format!("listen on {}", path.display()))?;
+            command.arg("--console-socket").arg(&path);
+            command.stdin(Stdio::null()).stdout(errors.try_clone().context("copy a descriptor")?);
+            command.stderr(errors.try_clone().context("copy a descriptor")?);
+            Some((listener, path))
+        } else {
+            let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("make a pipe");
+            if args.stdin {
+                let (read, write) = pipe()?;
+                rustix::io::ioctl_fionbio(&write, true).context("make writing not wait")?;
+                command.stdin(read);
+                self.input.replace(Some(Rc::new(write)));
+            } else if options.driver != LogDriver::Passthrough {
+                command.stdin(Stdio::null());
+            }
+            if options.driver != LogDriver::Passthrough {
+                for stream in [Stream::Stdout, Stream::Stderr] {
+                    let (read, write) = pipe()?;
+                    rustix::io::ioctl_fionbio(&read, true).context("make reading not wait")?;
+                    rustix::pipe::fcntl_setpipe_size(&read, 1 << 18).map(|_| ()).unwrap_or_default();
+                    match stream {
+                        Stream::Stdout => command.stdout(write),
+                        Stream::Stderr => command.stderr(write),
+                    };
+                    outputs.push((read, stream));
+                }
+            }
+            None
+        };
+        command.arg(&args.id);
+        let expecting = self.host.children.expect();
+        let started = self.host.children.start(&mut command);
+        drop(command);
+        let removed = |console: &Option<(UnixListener, PathBuf)>| match console {
+            Some((_, path)) => crate::task::remove(path),
+            None => Ok(()),
+        };
+        let (_, runtime_ended) = match started {
+            Ok(started) => started,
+            Err(e) => {
+                removed(&console)?;
+                return Err(e);
+            }
+        };
+        let exit = runtime_ended.wait().await.exit;
+        if exit != Exit::Code(0) {
+            removed(&console)?;
+            let printed = match outputs.iter().find(|(_, stream)| *stream == Stream::Stderr) {
+                Some((pipe, _)) => read_now(pipe),
+                None => {
+                    use std::io::{Read, Seek};
+                    let (mut file, mut bytes) = (errors, Vec::new());
+                    file.rewind().and_then(|()| file.read_to_end(&mut bytes).map(|_| ())).unwrap_or_default();
+                    bytes
+                }
+            };
+            let printed = String::from_utf8_lossy(&printed).trim().to_owned();
+            if printed.is_empty() {
+                bail!(
+                    "{}: it ended with status {} and did not say why",
+                    args.runtime.display(),
+                    exit.status()
+                );
+            }
+            bail!("{printed}");
+        }
+        let text =
+            std::fs::read_to_string(&pid_file).with_context(|| format!("read {}", pid_file.display()))?;
+        let pid: i32 = text.trim().parse().with_context(|| format!("{}: {text:?}", pid_file.display()))?;
+        self.pid.set(pid);
+        let ended = self.host.children.watch(pid);
+        drop(expecting);
+        if let Some((listener, path)) = console {
+            let (stream, _) = listener.accept().context("receive the terminal")?;
+            let (_, fds) =
+                sys::socket::receive(stream.as_fd(), &mut [0; 4096]).context("receive the terminal")?;
+            crate::task::remove(&path)?;
+            let Some(terminal) = fds.into_iter().next() else { bail!("the runtime sent no terminal") };
+            rustix::io::ioctl_fionbio(&terminal, true).context("make the terminal's calls not wait")?;
+            let terminal = Rc::new(terminal);
+            self.terminal.replace(Some(terminal.clone()));
+            self.pump(terminal, Stream::Stdout);
+        }
+        for (pipe, stream) in outputs {
+            self.pump(Rc::new(pipe), stream);
+        }
+        if args.api_version >= 1 || !args.exec {
+            sync.tell(pid, None);
+        }
+        if !args.exec {
+            sync.pipe = None;
+            self.watch_memory(args, pid);
+        }
+        Ok(ended)
+    }
+
+    fn watch_memory(self: &Rc<Self>, args: &Args, pid: i32) {
+        let Ok(mut watch) = Record::of_process(pid).and_then(|record| oom::Watch::new(&record)) else {
+            return;
+        };
+        let files: Vec<PathBuf> =
+            [Some(args.bundle.clone()), args.persist_dir.clone()].into_iter().flatten().collect();
+        let this = self.clone();
+        self.host.on.spawn(async move {
+            while this.host.on.readable(watch.as_fd()).await.is_ok() {
+                match watch.take() {
+                    Ok(0) => {}
+                    Ok(_) => {
+                        for dir in &files {
+                            // Podman looks whether it is there.
+                            File::create(dir.join("oom")).map(|_| ()).unwrap_or_default();
+                        }
+                    }
+                    Err(_) => return,
+                }
+                if this.ended.get().is_some() {
+                    return;
+                }
+            }
+        });
+    }
+
+    fn pump(self: &Rc<Self>, fd: Rc<OwnedFd>, stream: Stream) {
+        let done = Once::default();
+        self.drained.borrow_mut().push(done.clone());
+        let this = self.clone();
+        self.host.on.spawn(async move {
+            while this.host.on.readable(fd.as_fd()).await.is_ok() {
+                match this.read_some(&fd, stream) {
+                    Ok(true) => this.keep_log(),
+                    Ok(false) => break,
+                    Err(e) => {
+                        log::warn!("read {}: {e}", stream.name());
+                        break;
+                    }
+                }
+            }
+            this.log.borrow_mut().end(stream);
+            done.set(());
+        });
+    }
+
+    fn read_some(&self, fd: &OwnedFd, stream: Stream) -> rustix::io::Result<bool> {
+        let mut buffer = Vec::with_capacity(CHUNK);
+        match rustix::io::read(fd, rustix::buffer::spare_capacity(&mut buffer)) {
+            Ok(0) | Err(Errno::IO) => Ok(false),
+            Ok(_) => {
+                self.log.borrow_mut().add(stream, &buffer);
+                for listener in self.listeners.borrow().iter() {
+                    listener.output(stream, &buffer);
+                }
+                Ok(true)
+            }
+            Err(Errno::AGAIN | Errno::INTR) => Ok(true),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn keep_log(self: &Rc<Self>) {
+        if self.log.borrow().is_full()
+            && let Err(e) = self.log.borrow_mut().rotate()
+        {
+            log::warn!("{e:#}");
+        }
+        if self.log.borrow().is_stuck() && !self.stuck.replace(true) {
+            let this = self.clone();
+            self.host.on.spawn(async move {
+                while this.log.borrow().is_stuck() {
+                    this.host.on.sleep(Duration::from_millis(250)).await;
+                    this.log.borrow_mut().flush();
+                }
+                this.stuck.set(false);
+            });
+        }
+    }
+
+    /// Until it has ended and everything that it wrote is where it belongs.
+    async fn watch(self: &Rc<Self>, args: &Args, ended: Once<Ended>) -> i32 {
+        let end = if args.timeout > 0 {
+            match self.host.on.within(Duration::from_secs(args.timeout), ended.wait()).await {
+                Some(end) => end,
+                None => {
+                    self.signal(9);
+                    ended.wait().await
+                }
+            }
+        } else {
+            ended.wait().await
+        };
+        self.ended.set(end);
+        let drained = self.drained.borrow().clone();
+        for stream in drained {
+            self.host.on.within(Duration::from_millis(500), stream.wait()).await;
+        }
+        end.exit.status()
+    }
+
+    /// Whoever is attached gets the rest, and the end.
+    async fn dismiss(&self) {
+        let listeners = self.listeners.borrow().clone();
+        for listener in &listeners {
+            listener.end.set(true);
+            listener.bell.ring();
+        }
+        for listener in &listeners {
+            self.host.on.within(Duration::from_secs(2), listener.done.wait()).await;
+        }
+    }
+}
+
+impl Listener {
+    fn output(&self, stream: Stream, bytes: &[u8]) {
+        for chunk in bytes.chunks(PACKET) {
+            if self.bytes.get() > MOST || self.done.get().is_some() {
+                return;
+            }
+            let mut packet = Vec::with_capacity(chunk.len() + 1);
+            packet.push(if stream == Stream::Stdout { 2 } else { 3 });
+            packet.extend_from_slice(chunk);
+            self.bytes.set(self.bytes.get() + packet.len());
+            self.waiting.borrow_mut().push(packet);
+        }
+        self.bell.ring();
+    }
+
+    async fn write(&self, on: &Loop) {
+        'all: loop {
+            let packets = self.waiting.take();
+            if packets.is_empty() {
+                if self.end.get() {
+                    break;
+                }
+                self.bell.wait().await;
+                continue;
+            }
+            for packet in packets {
+                loop {
+                    match rustix::net::send(&self.socket, &packet, rustix::net::SendFlags::NOSIGNAL) {
+                        Ok(_) => break,
+                        Err(Errno::AGAIN) => {
+                            if on.writable(self.socket.as_fd()).await.is_err() {
+                                break 'all;
+                            }
+                        }
+                        Err(Errno::INTR) => {}
+                        Err(_) => break 'all,
+                    }
+                }
+                self.bytes.set(self.bytes.get().saturating_sub(packet.len()));
+            }
+        }
+        self.done.set(());
+        // Podman waits for the end of the socket.
+        rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both).unwrap_or_default();
+    }
+}
+
+fn read_now(pipe: &OwnedFd) -> Vec<u8> {
+    let mut buffer = vec![0; 8192];
+    let n = rustix::io::read(pipe, &mut buffer[..]).unwrap_or(0);
+    buffer.truncate(n);
+    buffer
+}
+
+/// BUNDLE/notify/notify.sock, which podman gives to the container: messages for systemd go from there to its own socket.
+fn forward_notifications(host: &Host, bundle: &Path, to: &Path) -> Result<PathBuf> {
+    let folder = bundle.join("notify");
+    let path = folder.join("notify.sock");
+    std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+    crate::task::remove(&path)?;
+    let dir = sys::path::open_host_dir(&folder).with_context(|| format!("open {}", folder.display()))?;
+    let short = format!("/proc/self/fd/{}/notify.sock", dir.as_raw_fd());
+    let socket = UnixDatagram::bind(short).context("listen for notifications")?;
+    rustix::fs::chmod(&path, Mode::from_raw_mode(0o777)).context("chmod the socket")?;
+    socket.set_nonblocking(true).context("receive without waiting")?;
+    let (on, to) = (host.on.clone(), to.to_owned());
+    host.on.spawn(async move {
+        let mut buffer = vec![0; 4096];
+        while on.readable(socket.as_fd()).await.is_ok() {
+            if let Ok(n) = socket.recv(&mut buffer) {
+                let sent = UnixDatagram::unbound().and_then(|s| s.send_to(&buffer[..n], &to));
+                sent.map(|_| ()).unwrap_or_else(|e| log::warn!("notify {}: {e}", to.display()));
+            }
+        }
+    });
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(line: &str) -> Result<Option<Args>> {
+        parse(line.split_whitespace().map(OsString::from))
+    }
+
+    #[test]
+    fn podmans_command_line() {
+        let line = "--api-version 1 -c ID -u UUID -r /r -b /b -p /b/pidfile -n name --exit-dir /exits --persist-dir /p --full-attach -s \
+                    -l k8s-file:/log --log-level warning --syslog --runtime-arg --log-format=json --runtime-arg --log --conmon-pidfile /pid \
+                    --exit-command /podman --exit-command-arg --root --exit-command-arg /x -t -i";
+        let parsed = args(line).unwrap().unwrap();
+        assert_eq!((parsed.id.as_str(), parsed.uuid.as_str(), parsed.api_version), ("ID", "UUID", 1));
+        assert_eq!(parsed.runtime_args, ["--log-format=json", "--log"]);
+        assert_eq!(parsed.exit_command, ["/podman", "--root", "/x"]);
+        assert!(parsed.terminal && parsed.stdin && parsed.systemd_cgroup && !parsed.exec);
+        let log = log_options(&parsed).unwrap();
+        assert_eq!((log.driver, log.path.as_path()), (LogDriver::K8sFile, Path::new("/log")));
+        assert!(args("--version").unwrap().is_none());
+        for (line, said) in [
+            ("-c x", "--cid and --runtime"),
+            ("-c x -r y -e", "--exec-process-spec"),
+            ("--nope", "unknown option"),
+        ] {
+            assert!(format!("{:#}", args(line).unwrap_err()).contains(said), "{line}");
+        }
+    }
+}

@@ -1,0 +1,973 @@
+//! The command line. One verb, one function; what a verb does is elsewhere.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use report::{Explain, Kind, error};
+use serde_json::json;
+
+use super::attach::{self, End, OnSignal};
+use super::control::{Answer, Client, Request};
+use super::logfile::{self, Wanted};
+use super::state::{
+    self, Dir, HealthOptions, LogDriver, OnUnhealthy, Options, Restart, State, Status, log_options,
+    parse_duration,
+};
+use super::{bundle, keeper, logs, supervisor, unit};
+
+/// Our own first process, looked for beside us and in PATH.
+const INIT: &str = "berth-init";
+/// Ours failed, or was used wrongly.
+const FAILED: i32 = 125;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "berth-shim",
+    version,
+    about = "Supervises a container, with no daemon: logs, restarts, health, exit status",
+    after_help = "\
+Examples:
+  berth-shim run --bundle web web                            in the foreground; Ctrl-C goes to the container
+  berth-shim run -d --bundle web --restart always web        in the background, started again whenever it ends
+  berth-shim run -it --rm --bundle sh sh                     with a terminal
+  berth-shim logs -f --tail 20 web
+  berth-shim exec -it web sh
+  berth-shim stop web && berth-shim rm web
+  berth-shim generate systemd web > /etc/systemd/system/berth-web.service
+
+Exit status: the container's for run, start --attach, attach and exec; 125 if berth-shim itself failed."
+)]
+struct Cli {
+    /// Where containers are kept [default: /run/berth-shim, or below XDG_RUNTIME_DIR for a user]
+    #[arg(long, global = true, value_name = "DIR")]
+    root: Option<PathBuf>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Supervise a new container, from its bundle
+    Run(Box<RunArgs>),
+    /// Start a container that has ended; or with --bundle a new one, in the background
+    Start(Box<StartArgs>),
+    /// What a container does
+    Status(OneArgs),
+    /// Wait until a container has ended for good, and print its exit status
+    Wait(IdArgs),
+    /// Print what a container wrote
+    Logs(LogsArgs),
+    /// Sit at a container's streams
+    Attach(AttachArgs),
+    /// Run a further program in a container
+    Exec(ExecArgs),
+    /// Send a signal to a container's first process
+    #[command(visible_alias = "kill")]
+    Signal(SignalArgs),
+    /// Stop a container: it is not started again
+    Stop(StopArgs),
+    /// Freeze all processes of a container
+    Pause(IdArgs),
+    /// Let them go on
+    Resume(IdArgs),
+    /// Set the size of a container's terminal
+    Resize(ResizeArgs),
+    /// Stop a container and start it again
+    Restart(StopArgs),
+    /// All containers
+    #[command(visible_alias = "ps")]
+    List(ListArgs),
+    /// Remove a container that has ended, with its log
+    Rm(RmArgs),
+    /// Write a file for another program
+    Generate(GenerateArgs),
+}
+
+#[derive(Debug, Args)]
+struct IdArgs {
+    #[arg(value_name = "CONTAINER-ID")]
+    id: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Format {
+    #[default]
+    Table,
+    Json,
+}
+
+#[derive(Debug, Args)]
+struct OneArgs {
+    #[arg(value_name = "CONTAINER-ID")]
+    id: String,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+#[derive(Debug, Args)]
+struct ListArgs {
+    /// How to print them
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+    /// Names only
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    #[arg(value_name = "CONTAINER-ID")]
+    id: String,
+    /// The bundle: a folder with config.json
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    bundle: PathBuf,
+    /// Return when it runs
+    #[arg(short, long)]
+    detach: bool,
+    #[command(flatten)]
+    options: OptionArgs,
+}
+
+#[derive(Debug, Args)]
+struct StartArgs {
+    #[arg(value_name = "CONTAINER-ID")]
+    id: String,
+    /// Make a new container from this bundle
+    #[arg(short, long, value_name = "DIR")]
+    bundle: Option<PathBuf>,
+    /// Stay, with the container's output, until it ends
+    #[arg(short, long)]
+    attach: bool,
+    /// It is in the background anyway
+    #[arg(short, long, hide = true)]
+    detach: bool,
+    #[command(flatten)]
+    options: OptionArgs,
+}
+
+#[derive(Debug, Args)]
+struct OptionArgs {
+    /// A file for the process id of the container
+    #[arg(long, value_name = "FILE")]
+    pid_file: Option<PathBuf>,
+    /// The runtime [default: berth-runtime beside this program, or in PATH]
+    #[arg(long, value_name = "PATH")]
+    runtime: Option<PathBuf>,
+    /// The runtime's own --root
+    #[arg(long, value_name = "DIR")]
+    runtime_root: Option<PathBuf>,
+    /// Have the runtime use systemd's cgroups
+    #[arg(long)]
+    systemd_cgroup: bool,
+    /// no, on-failure[:N], always or unless-stopped
+    #[arg(long, value_name = "POLICY", value_parser = Restart::parse, default_value = "no")]
+    restart: Restart,
+    /// Give it a first process that reaps zombies and forwards signals; PATH: another one than berth-init
+    #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true, default_missing_value = INIT)]
+    init: Option<PathBuf>,
+    /// The signal of `stop`
+    #[arg(long, value_name = "SIGNAL", default_value = "TERM")]
+    stop_signal: String,
+    /// How long `stop` waits before it kills
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "10s")]
+    stop_timeout: Duration,
+    /// json-file, k8s-file, journald, passthrough or none
+    #[arg(long, value_name = "DRIVER", value_parser = LogDriver::parse, default_value = "json-file")]
+    log: LogDriver,
+    /// path, max-size, max-file, compress, mode (non-blocking, blocking), max-buffer-size
+    #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',')]
+    log_opt: Vec<String>,
+    /// Give it a terminal
+    #[arg(short, long)]
+    tty: bool,
+    /// Keep its standard input open
+    #[arg(short, long)]
+    interactive: bool,
+    /// Keys that leave an attached terminal
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
+    detach_keys: String,
+    /// Check its health by this command, for its shell (sh -c)
+    #[arg(long, value_name = "COMMAND")]
+    health_cmd: Option<String>,
+    /// Time between two checks
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "30s")]
+    health_interval: Duration,
+    /// How long a check may take
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "30s")]
+    health_timeout: Duration,
+    /// Failures in a row that make it unhealthy
+    #[arg(long, value_name = "N", default_value = "3")]
+    health_retries: u32,
+    /// Time in which failures do not count
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "0s")]
+    health_start_period: Duration,
+    /// Time between two checks in that time
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "5s")]
+    health_start_interval: Duration,
+    /// What to do when it becomes unhealthy
+    #[arg(long, value_enum, default_value_t)]
+    health_on_failure: OnUnhealthy,
+    /// How soon the kernel kills it for lack of memory, -1000 to 1000
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-1000..=1000))]
+    oom_score_adj: Option<i32>,
+    /// A file for the exit status, when it has ended for good
+    #[arg(long, value_name = "FILE")]
+    exit_file: Option<PathBuf>,
+    /// A program to start when it has ended for good
+    #[arg(long, value_name = "PATH")]
+    exit_command: Option<String>,
+    /// An argument of it (again for each)
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true, requires = "exit_command")]
+    exit_command_arg: Vec<String>,
+    /// Tell systemd (NOTIFY_SOCKET) when it runs
+    #[arg(long)]
+    sdnotify: bool,
+    /// Remove it when it has ended for good
+    #[arg(long)]
+    rm: bool,
+    /// Do not pivot_root
+    #[arg(long)]
+    no_pivot: bool,
+    /// Do not make a keyring for it
+    #[arg(long)]
+    no_new_keyring: bool,
+}
+
+#[derive(Debug, Args)]
+struct LogsArgs {
+    #[arg(value_name = "CONTAINER-ID")]
+    id: String,
+    /// Go on until it ends
+    #[arg(short, long)]
+    follow: bool,
+    /// The last lines only
+    #[arg(short = 'n', long, value_name = "N")]
+    tail: Option<String>,
+    /// Since a time (2026-05-04T03:02:01Z) or so long ago (10m)
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    since: Option<SystemTime>,
+    /// Until then
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    until: Option<SystemTime>,
+    /// Show when
+    #[arg(short, long)]
+    timestamps: bool,
+}
+
+#[derive(Debug, Args)]
+struct AttachArgs {
+    #[arg(value_name = "CONTAINER-ID")]
+    id: String,
+    /// Keys by which one leaves [default: those of `run`]
+    #[arg(long, value_name = "KEYS")]
+    detach_keys: Option<String>,
+    /// Do not send anything
+    #[arg(long)]
+    no_stdin: bool,
+}
+
+#[derive(Debug, Args)]
+struct ExecArgs {
+    /// Give it a terminal
+    #[arg(short, long)]
+    tty: bool,
+    /// Keep its standard input open
+    #[arg(short, long)]
+    interactive: bool,
+    /// In the background
+    #[arg(short, long)]
+    detach: bool,
+    /// UID[:GID]
+    #[arg(short, long, value_name = "USER")]
+    user: Option<String>,
+    /// NAME=VALUE (again for each)
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    env: Vec<String>,
+    /// Working directory
+    #[arg(short = 'w', long, visible_alias = "workdir", value_name = "DIR")]
+    cwd: Option<String>,
+    #[arg(value_name = "CONTAINER-ID")]
+    id: String,
+    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+struct SignalArgs {
+    #[arg(value_name = "CONTAINER-ID")]
+    id: String,
+    /// Name or number
+    #[arg(value_name = "SIGNAL", default_value = "TERM")]
+    signal: String,
+    /// To every process of the container
+    #[arg(short, long)]
+    all: bool,
+}
+
+#[derive(Debug, Args)]
+struct StopArgs {
+    /// Before it is killed [default: --stop-timeout of `run`]
+    #[arg(short, long, value_name = "DURATION", value_parser = parse_duration)]
+    timeout: Option<Duration>,
+    #[arg(value_name = "CONTAINER-ID", required = true)]
+    ids: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct ResizeArgs {
+    #[arg(value_name = "CONTAINER-ID")]
+    id: String,
+    #[arg(value_name = "ROWS")]
+    rows: u16,
+    #[arg(value_name = "COLUMNS")]
+    columns: u16,
+}
+
+#[derive(Debug, Args)]
+struct RmArgs {
+    /// Also if it runs: it is killed
+    #[arg(short, long)]
+    force: bool,
+    #[arg(value_name = "CONTAINER-ID", required = true)]
+    ids: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct GenerateArgs {
+    #[command(subcommand)]
+    what: Generate,
+}
+
+#[derive(Debug, Subcommand)]
+enum Generate {
+    /// A unit that starts it at boot
+    Systemd(IdArgs),
+}
+
+fn moment(text: &str) -> Result<SystemTime, String> {
+    if let Some(time) = state::parse_time(text) {
+        return Ok(time);
+    }
+    if let Ok(ago) = parse_duration(text)
+        && text.ends_with(|c: char| c.is_ascii_alphabetic())
+    {
+        return SystemTime::now().checked_sub(ago).ok_or_else(|| "too long ago".to_owned());
+    }
+    let seconds = text.parse::<f64>().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());
+    let time = seconds.and_then(|s| SystemTime::UNIX_EPOCH.checked_add(s));
+    time.ok_or_else(|| {
+        "expected a time, such as 2026-05-04T03:02:01Z, or how long ago, such as 10m".to_owned()
+    })
+}
+
+/// What the environment says.
+pub struct Environment {
+    pub path: OsString,
+    pub runtime_dir: Option<PathBuf>,
+    pub notify_socket: Option<PathBuf>,
+    pub runtime: Option<PathBuf>,
+}
+
+/// Do what the arguments say; the exit code.
+pub fn main(args: Vec<OsString>, environment: &Environment) -> i32 {
+    // What we start ourselves, without the help texts of the rest.
+    if let Some(done) = own_part(&args) {
+        return done.unwrap_or_else(|e| {
+            say(&report::line(&e));
+            FAILED
+        });
+    }
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(e) => {
+            let fine = !e.use_stderr();
+            e.print().unwrap_or_default();
+            return if fine { 0 } else { FAILED };
+        }
+    };
+    let root = cli.root.unwrap_or_else(|| match &environment.runtime_dir {
+        Some(dir) if sys::process::euid() != 0 => dir.join("berth-shim"),
+        _ => PathBuf::from("/run/berth-shim"),
+    });
+    let done =
+        std::path::absolute(&root).context("--root").and_then(|root| verb(cli.verb, &root, environment));
+    done.unwrap_or_else(|e| {
+        say(&report::line(&e));
+        if let Some(hint) = report::hint(&e) {
+            writeln!(std::io::stderr(), "hint: {hint}").unwrap_or_default();
+        }
+        FAILED
+    })
+}
+
+fn say(text: &str) {
+    writeln!(std::io::stderr(), "berth-shim: {text}").unwrap_or_default();
+}
+
+/// The keeper, the supervisor, the compressor of old logs.
+fn own_part(args: &[OsString]) -> Option<Result<i32>> {
+    let word = args.get(1)?.to_str()?;
+    match (word, args.get(2..)?) {
+        ("compress", [file]) => Some(logs::compress(Path::new(file)).map(|()| 0)),
+        ("keep" | "supervise", [root, id, rest @ ..]) => {
+            let id = id.to_str()?;
+            let wait = rest.iter().any(|arg| arg == "--wait");
+            if word == "supervise" {
+                return Some(supervisor::supervise(Path::new(root), id, wait));
+            }
+            let held = rest.iter().filter_map(|arg| {
+                let (name, fd) = arg.to_str()?.split_once('=')?;
+                Some((name.to_owned(), sys::process::inherited(fd.parse().ok()?)?))
+            });
+            Some(keeper::keep(Path::new(root), id, wait, held.collect()))
+        }
+        _ => None,
+    }
+}
+
+fn verb(verb: Verb, root: &Path, environment: &Environment) -> Result<i32> {
+    match verb {
+        Verb::Run(args) => run(root, environment, &args.id, &args.bundle, args.options, args.detach),
+        Verb::Start(args) => match &args.bundle {
+            Some(bundle) => run(root, environment, &args.id, bundle, args.options, !args.attach),
+            None => start(root, &args.id, args.attach),
+        },
+        Verb::Status(args) => status(root, &args.id, args.format),
+        Verb::Wait(args) => wait(root, &args.id),
+        Verb::Logs(args) => logs(root, args),
+        Verb::Attach(args) => attach_to(root, &args),
+        Verb::Exec(args) => exec(root, args),
+        Verb::Signal(args) => {
+            let signal = parse_signal(&args.signal)?;
+            ask(root, &args.id, &Request::Signal { signal, all: args.all }).map(|_| 0)
+        }
+        Verb::Stop(args) => each(&args.ids, |id| stop(root, id, args.timeout)),
+        Verb::Restart(args) => each(&args.ids, |id| restart(root, id, args.timeout)),
+        Verb::Pause(args) => ask(root, &args.id, &Request::Pause).map(|_| 0),
+        Verb::Resume(args) => ask(root, &args.id, &Request::Resume).map(|_| 0),
+        Verb::Resize(args) => {
+            ask(root, &args.id, &Request::Resize { rows: args.rows, columns: args.columns }).map(|_| 0)
+        }
+        Verb::List(args) => list(root, &args),
+        Verb::Rm(args) => each(&args.ids, |id| remove(root, id, args.force)),
+        Verb::Generate(args) => generate(root, &args),
+    }
+}
+
+/// All of them, also when one fails; the first error.
+fn each(ids: &[String], mut one: impl FnMut(&str) -> Result<()>) -> Result<i32> {
+    let mut first = None;
+    for id in ids {
+        if let Err(e) = one(id).with_context(|| id.clone()) {
+            match first {
+                None => first = Some(e),
+                Some(_) => say(&report::line(&e)),
+            }
+        }
+    }
+    first.map_or(Ok(0), Err)
+}
+
+fn parse_signal(text: &str) -> Result<i32> {
+    let number = sys::signals::parse(text).filter(|signal| *signal > 0);
+    number.ok_or_else(|| error(Kind::BadInput, format!("unknown signal {text:?}")))
+}
+
+fn options(
+    given: OptionArgs,
+    bundle: &Path,
+    id: &str,
+    dir: &Dir,
+    environment: &Environment,
+) -> Result<Options> {
+    let absolute = |path: PathBuf| std::path::absolute(&path).with_context(|| path.display().to_string());
+    let find = |name: &str| runtime::client::find(name, &environment.path);
+    let mut log = log_options(given.log, &given.log_opt)?;
+    if log.path.as_os_str().is_empty() {
+        log.path = dir.file("container.log");
+    }
+    if log.compress && log.max_file < 2 {
+        return Err(error(Kind::BadInput, "--log-opt compress=true: it needs max-file=2 or more"))
+            .kind(Kind::BadInput);
+    }
+    if given.tty && given.log == LogDriver::Passthrough {
+        return Err(error(
+            Kind::BadInput,
+            "--tty and --log passthrough: a terminal is copied, not passed through",
+        ));
+    }
+    let init = match given.init {
+        None => None,
+        Some(path) if path.as_os_str() == INIT => {
+            let found = find(INIT);
+            if !found.is_absolute() {
+                return Err(error(
+                    Kind::BadInput,
+                    "--init: there is no berth-init beside this program or in PATH",
+                ));
+            }
+            Some(found)
+        }
+        Some(path) => Some(absolute(path)?),
+    };
+    attach::parse_keys(&given.detach_keys)?;
+    let health = given.health_cmd.filter(|command| command != "none").map(|command| HealthOptions {
+        command: ["sh".to_owned(), "-c".to_owned(), command].into(),
+        interval: given.health_interval.max(Duration::from_millis(1)),
+        timeout: given.health_timeout,
+        retries: given.health_retries,
+        start_period: given.health_start_period,
+        start_interval: given.health_start_interval.max(Duration::from_millis(1)),
+        on_failure: given.health_on_failure,
+    });
+    if health.is_none() && given.health_on_failure != OnUnhealthy::None {
+        return Err(error(Kind::BadInput, "--health-on-failure: it needs --health-cmd"));
+    }
+    if given.rm && given.restart != Restart::No {
+        return Err(error(Kind::BadInput, format!("{id}: --rm and --restart contradict each other")));
+    }
+    let runtime = given.runtime.or_else(|| environment.runtime.clone());
+    let notify = if given.sdnotify {
+        let socket = environment.notify_socket.clone();
+        Some(socket.ok_or_else(|| error(Kind::BadInput, "--sdnotify: NOTIFY_SOCKET is not set"))?)
+    } else {
+        None
+    };
+    Ok(Options {
+        bundle: absolute(bundle.to_owned())?,
+        runtime: match runtime {
+            Some(path) if path.components().count() > 1 => absolute(path)?,
+            Some(name) => name,
+            None => find("berth-runtime"),
+        },
+        runtime_root: given.runtime_root.map(absolute).transpose()?,
+        systemd_cgroup: given.systemd_cgroup,
+        restart: given.restart,
+        init,
+        tty: given.tty,
+        interactive: given.interactive,
+        stop_signal: parse_signal(&given.stop_signal)?,
+        stop_timeout: given.stop_timeout,
+        log,
+        health,
+        oom_score_adj: given.oom_score_adj,
+        pid_file: given.pid_file.map(absolute).transpose()?,
+        exit_file: given.exit_file.map(absolute).transpose()?,
+        exit_command: given.exit_command.into_iter().chain(given.exit_command_arg).collect(),
+        notify,
+        rm: given.rm,
+        detach_keys: given.detach_keys,
+        no_pivot: given.no_pivot,
+        no_new_keyring: given.no_new_keyring,
+        search: environment.path.to_string_lossy().into_owned(),
+    })
+}
+
+fn run(
+    root: &Path,
+    environment: &Environment,
+    id: &str,
+    bundle: &Path,
+    given: OptionArgs,
+    detach: bool,
+) -> Result<i32> {
+    let doing = || format!("run {id}");
+    let dir = Dir::named(root, id).with_context(doing)?;
+    let options = options(given, bundle, id, &dir, environment).with_context(doing)?;
+    // What is wrong with the bundle is said before anything is made.
+    bundle::derive(&options).with_context(doing)?;
+    let dir = Dir::create(root, id).with_context(doing)?;
+    dir.set_options(&options).with_context(doing)?;
+    supervise(root, &dir, &options, detach).with_context(doing)
+}
+
+/// Have it started, and stay unless it is to be in the background.
+fn supervise(root: &Path, dir: &Dir, options: &Options, detach: bool) -> Result<i32> {
+    let passthrough = options.log.driver == LogDriver::Passthrough;
+    keeper::start(root, &dir.id, !detach && !passthrough, passthrough)?;
+    if detach {
+        return match connect(dir)?.ask(&Request::Started)? {
+            Some(_) => Ok(0),
+            None => after_all(dir),
+        };
+    }
+    let client = connect(dir)?;
+    if passthrough {
+        return wait_for(dir, Some(client), OnSignal::Forward);
+    }
+    let keys = attach::parse_keys(&options.detach_keys)?;
+    let end =
+        attach::attach(dir, Some(client), options.tty || options.interactive, &keys, OnSignal::Forward)?;
+    finish(end)
+}
+
+fn finish(end: End) -> Result<i32> {
+    Ok(match end {
+        End::Status(status) => status,
+        End::Detached => 0,
+    })
+}
+
+/// It ended before it could be asked.
+fn after_all(dir: &Dir) -> Result<i32> {
+    match dir.state() {
+        Ok(state) if !state.error.is_empty() => Err(anyhow::Error::msg(state.error)),
+        // Removed, or it has ended: it was started.
+        _ => Ok(0),
+    }
+}
+
+/// The supervisor that was just started.
+fn connect(dir: &Dir) -> Result<Client> {
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        if let Some(client) = Client::connect(dir)? {
+            return Ok(client);
+        }
+        if Instant::now() > until {
+            let told = std::fs::read_to_string(dir.file("shim.log")).unwrap_or_default();
+            bail!("the supervisor does not answer; {}: {}", dir.file("shim.log").display(), told.trim());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn start(root: &Path, id: &str, stay: bool) -> Result<i32> {
+    let doing = || format!("start {id}");
+    let dir = Dir::open(root, id).with_context(doing)?;
+    let options = dir.options().with_context(doing)?;
+    let Some(lock) = dir.lock().with_context(doing)? else {
+        return Err(error(Kind::WrongState, "it is supervised already")).with_context(doing);
+    };
+    let mut state = dir.state().with_context(doing)?;
+    if state.pid == 0 {
+        // A new beginning; how often it was started again stays known.
+        state = State { restarts: 0, ..State::default() };
+        dir.set_state(&state).with_context(doing)?;
+    }
+    drop(lock);
+    supervise(root, &dir, &options, !stay).with_context(doing)
+}
+
+/// The container, supervised again if it should be and is not: whoever supervised it was killed.
+fn open(root: &Path, id: &str) -> Result<Dir> {
+    let dir = Dir::open(root, id)?;
+    let state = dir.state()?;
+    let lives = match state.status {
+        Status::Running | Status::Paused | Status::Restarting => true,
+        Status::Created => state.pid != 0,
+        Status::Exited => false,
+    };
+    if lives && dir.lock()?.is_some() {
+        keeper::start(root, id, false, false)?;
+        connect(&dir)?;
+    }
+    Ok(dir)
+}
+
+fn ask(root: &Path, id: &str, request: &Request) -> Result<Answer> {
+    let dir = open(root, id)?;
+    let gone = || {
+        Err(error(Kind::WrongState, format!("{id}: it does not run")))
+            .hint(|| format!("`berth-shim start {id}` starts it"))
+    };
+    match Client::connect(&dir)? {
+        None => gone(),
+        Some(mut client) => client.ask(request)?.map_or_else(gone, Ok),
+    }
+}
+
+fn status(root: &Path, id: &str, format: Format) -> Result<i32> {
+    let dir = open(root, id)?;
+    let (state, options) = (dir.state()?, dir.options()?);
+    let supervised = dir.lock()?.is_none();
+    if format == Format::Json {
+        let json =
+            serde_json::to_string_pretty(&json(&dir, &state, &options, supervised)).context("write JSON")?;
+        print(&format!("{json}\n"))?;
+        return Ok(0);
+    }
+    let mut lines = vec![("container", id.to_owned()), ("status", state.status.word().to_owned())];
+    if state.pid != 0 {
+        lines.push(("process", state.pid.to_string()));
+    }
+    if let Some(code) = state.exit_code {
+        lines.push(("exit status", if state.exit_unknown { "unknown".to_owned() } else { code.to_string() }));
+    }
+    for (what, time) in [("started", state.started_at), ("finished", state.finished_at)] {
+        if let Some(time) = time {
+            lines.push((what, time.text()));
+        }
+    }
+    lines.push(("restarts", state.restarts.to_string()));
+    if let Some(health) = &state.health {
+        lines.push(("health", format!("{:?}", health.status).to_lowercase()));
+    }
+    if !state.error.is_empty() {
+        lines.push(("error", state.error.clone()));
+    }
+    if supervised {
+        lines.push(("supervisor", state.supervisor.to_string()));
+    }
+    lines.push(("bundle", options.bundle.display().to_string()));
+    lines.push(("log", options.log.path.display().to_string()));
+    let text: String = lines.iter().map(|(what, value)| format!("{what:<13}{value}\n")).collect();
+    print(&text)?;
+    Ok(0)
+}
+
+fn json(dir: &Dir, state: &State, options: &Options, supervised: bool) -> serde_json::Value {
+    let mut value = serde_json::to_value(state).unwrap_or_default();
+    if let Some(object) = value.as_object_mut() {
+        for hidden in ["startTicks", "inARow"] {
+            object.remove(hidden);
+        }
+        if !supervised {
+            object.insert("supervisor".to_owned(), json!(0));
+        }
+        object.insert("id".to_owned(), json!(dir.id));
+        object.insert("bundle".to_owned(), json!(options.bundle));
+        object.insert("logPath".to_owned(), json!(options.log.path));
+        object.insert("restartPolicy".to_owned(), json!(options.restart));
+        object.insert("tty".to_owned(), json!(options.tty));
+    }
+    value
+}
+
+fn list(root: &Path, args: &ListArgs) -> Result<i32> {
+    let mut all = Vec::new();
+    for id in state::list(root)? {
+        // One that goes away meanwhile is not there.
+        let Ok(dir) = open(root, &id) else { continue };
+        let (Ok(state), Ok(options)) = (dir.state(), dir.options()) else { continue };
+        let supervised = dir.lock()?.is_none();
+        all.push((dir, state, options, supervised));
+    }
+    if args.quiet {
+        let text: String = all.iter().map(|(dir, ..)| format!("{}\n", dir.id)).collect();
+        print(&text)?;
+        return Ok(0);
+    }
+    if args.format == Format::Json {
+        let list: Vec<_> = all.iter().map(|(dir, state, options, s)| json(dir, state, options, *s)).collect();
+        print(&format!("{}\n", serde_json::to_string_pretty(&list).context("write JSON")?))?;
+        return Ok(0);
+    }
+    let mut rows = vec![["CONTAINER", "STATUS", "PID", "RESTARTS", "HEALTH", "BUNDLE"].map(str::to_owned)];
+    for (dir, state, options, _) in &all {
+        let status = match (state.status, state.exit_code) {
+            (Status::Exited, Some(code)) if !state.exit_unknown => format!("exited ({code})"),
+            (status, _) => status.word().to_owned(),
+        };
+        let health =
+            state.health.as_ref().map_or("-".to_owned(), |h| format!("{:?}", h.status).to_lowercase());
+        let pid = if state.pid == 0 { "-".to_owned() } else { state.pid.to_string() };
+        let bundle = options.bundle.display().to_string();
+        rows.push([dir.id.clone(), status, pid, state.restarts.to_string(), health, bundle]);
+    }
+    let widths: Vec<usize> =
+        (0..6).map(|n| rows.iter().map(|row| row[n].chars().count()).max().unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let line: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        text.push_str(line.join("  ").trim_end());
+        text.push('\n');
+    }
+    print(&text)?;
+    Ok(0)
+}
+
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("write to standard output")
+}
+
+fn wait(root: &Path, id: &str) -> Result<i32> {
+    let dir = open(root, id)?;
+    let status = wait_for(&dir, None, OnSignal::Leave)?;
+    print(&format!("{status}\n"))?;
+    Ok(0)
+}
+
+/// Until it has ended for good; its status. A supervisor that is killed meanwhile is followed by another one.
+fn wait_for(dir: &Dir, client: Option<Client>, on_signal: OnSignal) -> Result<i32> {
+    if on_signal == OnSignal::Forward {
+        let end = attach::attach(dir, client, false, &[], on_signal)?;
+        return finish(end);
+    }
+    let mut client = client;
+    let until = || Instant::now() + Duration::from_secs(10);
+    let mut patience = until();
+    loop {
+        let connected = match client.take() {
+            Some(client) => Some(client),
+            None => Client::connect(dir)?,
+        };
+        if let Some(mut client) = connected {
+            if let Some(Answer { exit_code: Some(status), .. }) = client.ask(&Request::Wait)? {
+                return Ok(status);
+            }
+            patience = until();
+        }
+        match dir.state() {
+            Ok(state) if state.status == Status::Exited => return Ok(state.exit_code.unwrap_or(255)),
+            Ok(_) if Instant::now() < patience => std::thread::sleep(Duration::from_millis(5)),
+            Ok(_) => bail!("{}: nobody supervises it", dir.id),
+            Err(e) if dir.path.exists() => return Err(e),
+            Err(_) => bail!("{}: it was removed", dir.id),
+        }
+    }
+}
+
+fn logs(root: &Path, args: LogsArgs) -> Result<i32> {
+    let dir = open(root, &args.id)?;
+    let tail =
+        match args.tail.as_deref() {
+            None | Some("all") => None,
+            Some(text) => {
+                let number = text.parse().ok();
+                Some(number.ok_or_else(|| {
+                    error(Kind::BadInput, format!("--tail {text}: expected a number, or all"))
+                })?)
+            }
+        };
+    let wanted = Wanted {
+        follow: args.follow,
+        tail,
+        since: args.since,
+        until: args.until,
+        timestamps: args.timestamps,
+    };
+    logfile::print(&dir, &dir.options()?.log, wanted)?;
+    Ok(0)
+}
+
+fn attach_to(root: &Path, args: &AttachArgs) -> Result<i32> {
+    let dir = open(root, &args.id)?;
+    let options = dir.options()?;
+    let keys = attach::parse_keys(args.detach_keys.as_deref().unwrap_or(&options.detach_keys))?;
+    let Some(client) = Client::connect(&dir)? else {
+        return Err(error(Kind::WrongState, format!("{}: it does not run", args.id)));
+    };
+    let stdin = !args.no_stdin && (options.tty || options.interactive);
+    finish(attach::attach(&dir, Some(client), stdin, &keys, OnSignal::Leave)?)
+}
+
+/// By the runtime, which this process becomes.
+fn exec(root: &Path, args: ExecArgs) -> Result<i32> {
+    let dir = open(root, &args.id)?;
+    let options = dir.options()?;
+    let client = supervisor::client(&options);
+    let mut command = Command::new(&client.program);
+    if let Some(root) = &client.root {
+        command.arg("--root").arg(root);
+    }
+    if client.systemd_cgroup {
+        command.arg("--systemd-cgroup");
+    }
+    command.arg("exec");
+    for (yes, flag) in [(args.tty, "--tty"), (args.detach, "--detach")] {
+        if yes {
+            command.arg(flag);
+        }
+    }
+    for (flag, value) in [("--user", args.user), ("--cwd", args.cwd)] {
+        if let Some(value) = value {
+            command.args([flag, &value]);
+        }
+    }
+    for pair in &args.env {
+        command.args(["--env", pair]);
+    }
+    command.arg(&args.id).args(&args.command);
+    if !args.interactive && !args.tty {
+        command.stdin(std::process::Stdio::null());
+    }
+    Err(anyhow::Error::from(command.exec()).context(format!("start {}", client.program.display())))
+}
+
+fn stop(root: &Path, id: &str, timeout: Option<Duration>) -> Result<()> {
+    let dir = open(root, id)?;
+    let timeout = timeout.map(|t| t.as_secs());
+    if let Some(mut client) = Client::connect(&dir)? {
+        client.ask(&Request::Stop { timeout })?;
+        // Until everything of it is in the files.
+        client.ask(&Request::Wait)?;
+        return Ok(());
+    }
+    // It has ended: a user's stop holds all the same.
+    if let Some(_lock) = dir.lock()? {
+        let mut state = dir.state()?;
+        state.stopped = true;
+        dir.set_state(&state)?;
+    }
+    Ok(())
+}
+
+fn restart(root: &Path, id: &str, timeout: Option<Duration>) -> Result<()> {
+    let dir = open(root, id)?;
+    let timeout = timeout.map(|t| t.as_secs());
+    match Client::connect(&dir)? {
+        Some(mut client) => client.ask(&Request::Restart { timeout }).map(|_| ()),
+        None => start(root, id, false).map(|_| ()),
+    }
+}
+
+fn remove(root: &Path, id: &str, force: bool) -> Result<()> {
+    let dir = open(root, id)?;
+    if let Some(mut client) = Client::connect(&dir)? {
+        if !force {
+            return Err(error(Kind::WrongState, "it runs"))
+                .hint(|| format!("`berth-shim stop {id}` first, or --force"));
+        }
+        client.ask(&Request::Stop { timeout: Some(0) })?;
+        client.ask(&Request::Wait)?;
+    }
+    // Its supervisor is about to end.
+    let until = Instant::now() + Duration::from_secs(10);
+    let lock = loop {
+        if let Some(lock) = dir.lock()? {
+            break lock;
+        }
+        if Instant::now() > until {
+            bail!("its supervisor does not end");
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    let log = dir.options()?.log;
+    for n in 0..log.max_file.max(1) {
+        for end in ["", ".gz"] {
+            // Those in the folder go with it.
+            let path = if n == 0 { log.path.clone() } else { logs::numbered(&log.path, n, end) };
+            if !path.starts_with(&dir.path) {
+                crate::task::remove(&path)?;
+            }
+        }
+    }
+    dir.remove()?;
+    drop(lock);
+    Ok(())
+}
+
+fn generate(root: &Path, args: &GenerateArgs) -> Result<i32> {
+    let Generate::Systemd(IdArgs { id }) = &args.what;
+    let dir = Dir::open(root, id)?;
+    let program = std::env::current_exe().context("find the own program")?;
+    let text =
+        unit::systemd(&program.display().to_string(), &root.display().to_string(), &dir, &dir.options()?);
+    print(&text)?;
+    Ok(0)
+}
+
+/// The command, for completions and manual pages.
+pub fn command() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
+}

@@ -15,6 +15,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::rc::Rc;
@@ -306,11 +307,9 @@ fn exit_command(args: &Args) {
     }
     let mut command = Command::new(program);
     command.args(rest).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    sys::process::in_new_session(&mut command);
-    match command.spawn().and_then(|mut child| child.wait()) {
-        Ok(_) => {}
-        Err(e) => log::warn!("exit command: {e}"),
-    }
+    // In our place: podman waits for the end of this process, and then for what the command has written.
+    let e = command.exec();
+    log::warn!("exit command: {e}");
 }
 
 /// The container, or the process, until it has ended; its status.

@@ -30,6 +30,8 @@ struct Inner {
     next: Cell<u64>,
     fds: RefCell<BTreeMap<i32, [Option<Waiter>; 2]>>,
     timers: RefCell<BTreeMap<(Instant, u64), Waker>>,
+    /// Nothing has happened since memory was given back.
+    small: Cell<bool>,
 }
 
 /// The numbers of the tasks that can go on.
@@ -54,6 +56,9 @@ impl Wake for TaskWaker {
 /// The future that `run` was given.
 const MAIN: u64 = 0;
 
+/// So long nothing must happen for memory to be given back.
+const QUIET: Duration = Duration::from_secs(1);
+
 #[derive(Clone, Copy)]
 enum Direction {
     Read = 0,
@@ -69,6 +74,7 @@ impl Loop {
             next: Cell::new(MAIN + 1),
             fds: RefCell::default(),
             timers: RefCell::default(),
+            small: Cell::default(),
         })))
     }
 
@@ -120,18 +126,26 @@ impl Loop {
 
     fn sleep_until_something_comes(&self) -> io::Result<()> {
         let first = self.0.timers.borrow().first_key_value().map(|((at, _), _)| *at);
-        let timeout = first.map(|at| {
-            let left = at.saturating_duration_since(Instant::now());
-            rustix::event::Timespec {
-                tv_sec: left.as_secs().cast_signed(),
-                tv_nsec: left.subsec_nanos().into(),
-            }
+        let mut left = first.map(|at| at.saturating_duration_since(Instant::now()));
+        if !self.0.small.get() {
+            left = Some(left.map_or(QUIET, |left| left.min(QUIET)));
+        }
+        let timeout = left.map(|left| rustix::event::Timespec {
+            tv_sec: left.as_secs().cast_signed(),
+            tv_nsec: left.subsec_nanos().into(),
         });
         let mut events = [const { std::mem::MaybeUninit::uninit() }; 16];
         let (came, _) = match epoll::wait(&self.0.epoll, &mut events, timeout.as_ref()) {
             Err(Errno::INTR) => return Ok(()),
             other => other?,
         };
+        if came.is_empty() && !self.0.small.get() && left == Some(QUIET) {
+            // A loop that waits for hours keeps no program in memory: what is needed again is read again.
+            sys::memory::drop_program();
+            self.0.small.set(true);
+        } else {
+            self.0.small.set(false);
+        }
         for event in came {
             let fd = event.data.u64() as i32;
             let flags = event.flags;

@@ -95,7 +95,6 @@ impl Keeper {
         sys::process::pass(&mut command, vec![(theirs, SOCKET)]);
         let child = command.spawn().context("start the supervisor")?.id().cast_signed();
         drop(command);
-        sys::memory::drop_program();
         loop {
             while let Some(signal) = signals.next().context("receive signals")? {
                 if signal != signals.child() {
@@ -116,6 +115,8 @@ impl Keeper {
                 // It may have ended just now: the next one hears of it.
                 sys::socket::send(ours.as_fd(), told.as_bytes(), &[]).unwrap_or_default();
             }
+            // It may be long until something comes.
+            sys::memory::drop_program();
             let mut fds = [PollFd::new(signals, PollFlags::IN), PollFd::new(&ours, PollFlags::IN)];
             match poll(&mut fds, None) {
                 Ok(_) | Err(Errno::INTR) => {}

@@ -17,6 +17,7 @@ mod process;
 mod rootless;
 mod seccomp;
 mod signals;
+mod supervise;
 mod terminal;
 mod threats;
 mod verbs;

@@ -16,6 +16,7 @@ pub mod leaks;
 pub mod need;
 pub mod pty;
 pub mod runtime;
+pub mod shim;
 
 pub use bed::{Bed, Container};
 pub use bundle::Bundle;

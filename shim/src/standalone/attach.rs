@@ -170,11 +170,11 @@ fn converse(
                 Some(keys) => keys.look(&buffer[..read]),
                 None => (buffer[..read].to_vec(), false),
             };
-            if detach {
-                return Ok(Some(End::Detached));
-            }
             if !bytes.is_empty() && send(stream, control::INPUT, &bytes).is_err() {
                 return Ok(None);
+            }
+            if detach {
+                return Ok(Some(End::Detached));
             }
         }
     }

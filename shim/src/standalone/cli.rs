@@ -420,7 +420,12 @@ fn own_part(args: &[OsString]) -> Option<Result<i32>> {
             let id = id.to_str()?;
             let wait = rest.iter().any(|arg| arg == "--wait");
             if word == "supervise" {
-                return Some(supervisor::supervise(Path::new(root), id, wait));
+                let done = supervisor::supervise(Path::new(root), id, wait);
+                // Removed meanwhile: there is nothing to supervise, for nobody.
+                return Some(done.or_else(|e| match report::kind(&e) {
+                    Some(Kind::NotFound) => Ok(keeper::NOT_MINE),
+                    _ => Err(e),
+                }));
             }
             let held = rest.iter().filter_map(|arg| {
                 let (name, fd) = arg.to_str()?.split_once('=')?;
@@ -605,6 +610,13 @@ fn supervise(root: &Path, dir: &Dir, options: &Options, detach: bool) -> Result<
     let keys = attach::parse_keys(&options.detach_keys)?;
     let end =
         attach::attach(dir, Some(client), options.tty || options.interactive, &keys, OnSignal::Forward)?;
+    if options.rm && end != End::Detached {
+        // Whoever looks next finds nothing of it.
+        let until = Instant::now() + Duration::from_secs(10);
+        while dir.path.exists() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
     finish(end)
 }
 
@@ -659,17 +671,36 @@ fn start(root: &Path, id: &str, stay: bool) -> Result<i32> {
 /// The container, supervised again if it should be and is not: whoever supervised it was killed.
 fn open(root: &Path, id: &str) -> Result<Dir> {
     let dir = Dir::open(root, id)?;
-    let state = dir.state()?;
-    let lives = match state.status {
-        Status::Running | Status::Paused | Status::Restarting => true,
-        Status::Created => state.pid != 0,
-        Status::Exited => false,
-    };
-    if lives && dir.lock()?.is_some() {
-        keeper::start(root, id, false, false)?;
-        connect(&dir)?;
-    }
+    client(root, &dir)?;
     Ok(dir)
+}
+
+/// A connection to who supervises it. One that was killed is replaced. `None`: it has ended for good.
+fn client(root: &Path, dir: &Dir) -> Result<Option<Client>> {
+    let until = Instant::now() + Duration::from_secs(10);
+    let mut started = false;
+    loop {
+        if let Some(client) = Client::connect(dir)? {
+            return Ok(Some(client));
+        }
+        let state = match dir.state() {
+            Ok(state) => state,
+            Err(_) if !dir.path.exists() => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        if !state.lives() {
+            return Ok(None);
+        }
+        // Its keeper may be about to start another one: then ours finds that and ends.
+        if !started && dir.lock()?.is_some() {
+            keeper::start(root, &dir.id, false, false)?;
+            started = true;
+        }
+        if Instant::now() > until {
+            bail!("{}: nobody supervises it; see {}", dir.id, dir.file("shim.log").display());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 fn ask(root: &Path, id: &str, request: &Request) -> Result<Answer> {
@@ -678,7 +709,7 @@ fn ask(root: &Path, id: &str, request: &Request) -> Result<Answer> {
         Err(error(Kind::WrongState, format!("{id}: it does not run")))
             .hint(|| format!("`berth-shim start {id}` starts it"))
     };
-    match Client::connect(&dir)? {
+    match client(root, &dir)? {
         None => gone(),
         Some(mut client) => client.ask(request)?.map_or_else(gone, Ok),
     }
@@ -854,7 +885,7 @@ fn attach_to(root: &Path, args: &AttachArgs) -> Result<i32> {
     let dir = open(root, &args.id)?;
     let options = dir.options()?;
     let keys = attach::parse_keys(args.detach_keys.as_deref().unwrap_or(&options.detach_keys))?;
-    let Some(client) = Client::connect(&dir)? else {
+    let Some(client) = client(root, &dir)? else {
         return Err(error(Kind::WrongState, format!("{}: it does not run", args.id)));
     };
     let stdin = !args.no_stdin && (options.tty || options.interactive);
@@ -897,8 +928,11 @@ fn exec(root: &Path, args: ExecArgs) -> Result<i32> {
 fn stop(root: &Path, id: &str, timeout: Option<Duration>) -> Result<()> {
     let dir = open(root, id)?;
     let timeout = timeout.map(|t| t.as_secs());
-    if let Some(mut client) = Client::connect(&dir)? {
-        client.ask(&Request::Stop { timeout })?;
+    while let Some(mut client) = client(root, &dir)? {
+        if client.ask(&Request::Stop { timeout })?.is_none() {
+            // It was killed meanwhile: the next one is asked.
+            continue;
+        }
         // Until everything of it is in the files.
         client.ask(&Request::Wait)?;
         return Ok(());
@@ -915,7 +949,7 @@ fn stop(root: &Path, id: &str, timeout: Option<Duration>) -> Result<()> {
 fn restart(root: &Path, id: &str, timeout: Option<Duration>) -> Result<()> {
     let dir = open(root, id)?;
     let timeout = timeout.map(|t| t.as_secs());
-    match Client::connect(&dir)? {
+    match client(root, &dir)? {
         Some(mut client) => client.ask(&Request::Restart { timeout }).map(|_| ()),
         None => start(root, id, false).map(|_| ()),
     }
@@ -923,18 +957,22 @@ fn restart(root: &Path, id: &str, timeout: Option<Duration>) -> Result<()> {
 
 fn remove(root: &Path, id: &str, force: bool) -> Result<()> {
     let dir = open(root, id)?;
-    if let Some(mut client) = Client::connect(&dir)? {
-        if !force {
-            return Err(error(Kind::WrongState, "it runs"))
-                .hint(|| format!("`berth-shim stop {id}` first, or --force"));
-        }
-        client.ask(&Request::Stop { timeout: Some(0) })?;
-        client.ask(&Request::Wait)?;
-    }
-    // Its supervisor is about to end.
-    let until = Instant::now() + Duration::from_secs(10);
+    let until = Instant::now() + Duration::from_secs(30);
     let lock = loop {
-        if let Some(lock) = dir.lock()? {
+        while let Some(mut client) = client(root, &dir)? {
+            if !force {
+                return Err(error(Kind::WrongState, "it runs"))
+                    .hint(|| format!("`berth-shim stop {id}` first, or --force"));
+            }
+            if client.ask(&Request::Stop { timeout: Some(0) })?.is_some() {
+                client.ask(&Request::Wait)?;
+                break;
+            }
+        }
+        // Its supervisor is about to end; then nobody else may begin.
+        if let Some(lock) = dir.lock()?
+            && !dir.state()?.lives()
+        {
             break lock;
         }
         if Instant::now() > until {

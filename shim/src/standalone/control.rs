@@ -114,17 +114,24 @@ impl Listener {
             self.lost.set(self.lost.get() + bytes.len() as u64);
             return;
         }
+        self.tell_lost(&mut waiting);
+        waiting.extend(frame(if stream == Stream::Stdout { OUTPUT } else { ERROR }, bytes));
+        self.bell.ring();
+    }
+
+    fn tell_lost(&self, waiting: &mut VecDeque<u8>) {
         if let lost @ 1.. = self.lost.take() {
             let said =
                 format!("\nberth-shim: {lost} bytes of output were not shown: they were not read in time\n");
             waiting.extend(frame(ERROR, said.as_bytes()));
         }
-        waiting.extend(frame(if stream == Stream::Stdout { OUTPUT } else { ERROR }, bytes));
-        self.bell.ring();
     }
 
     fn end(&self, status: i32) {
-        self.waiting.borrow_mut().extend(frame(END, status.to_string().as_bytes()));
+        let mut waiting = self.waiting.borrow_mut();
+        self.tell_lost(&mut waiting);
+        waiting.extend(frame(END, status.to_string().as_bytes()));
+        drop(waiting);
         self.ended.set(true);
         self.bell.ring();
     }

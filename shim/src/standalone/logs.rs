@@ -35,7 +35,7 @@ impl Stream {
 
 const JOURNAL: &str = "/run/systemd/journal/socket";
 /// How often a log that took nothing is tried again.
-const PATIENCE: Duration = Duration::from_millis(100);
+const PATIENCE: Duration = Duration::from_millis(20);
 
 /// A log that is written to.
 #[derive(Debug)]

@@ -306,6 +306,17 @@ pub struct State {
     pub supervisor: i32,
 }
 
+impl State {
+    /// It runs, or will: somebody must be there for it.
+    pub fn lives(&self) -> bool {
+        match self.status {
+            Status::Running | Status::Paused | Status::Restarting => true,
+            Status::Created => self.pid != 0,
+            Status::Exited => false,
+        }
+    }
+}
+
 /// A container's folder.
 #[derive(Clone, Debug)]
 pub struct Dir {

@@ -1,0 +1,455 @@
+//! One container, supervised with no daemon: logs, restarts, health, signals, and monitors that are killed.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use harness::command::{finish_with_input, gone_within, kill};
+use harness::shim::{Supervised, parent};
+use harness::{Bed, Value, need, start};
+
+#[test]
+fn run_is_the_container() {
+    let Some(_) = need::root() else { return };
+    let bed = Bed::new();
+    let b = bed.bundle().sh("echo out; echo err >&2; exit 7");
+    let c = Supervised::new(&b);
+    let out = c.run(&[]).exits(7);
+    assert_eq!((out.stdout.as_str(), out.stderr.as_str()), ("out\n", "err\n"));
+    let logs = c.logs(&[]).success();
+    assert_eq!((logs.stdout.as_str(), logs.stderr.as_str()), ("out\n", "err\n"));
+    let state = c.state();
+    assert_eq!((state["status"].as_str(), state["exitCode"].as_i64()), (Some("exited"), Some(7)));
+    assert_eq!(c.wait(), 7);
+    c.verb("rm", &[]).success();
+    c.verb("status", &[]).exits(125).stderr_has(&format!("{}: no such container", c.id));
+}
+
+#[test]
+fn with_rm_nothing_is_left() {
+    let Some(_) = need::root() else { return };
+    let bed = Bed::new();
+    let b = bed.bundle().args(["true"]);
+    let c = Supervised::new(&b);
+    c.run(&["--rm"]).success();
+    assert!(!c.folder().exists());
+}
+
+#[test]
+fn input_goes_in_and_ends() {
+    let Some(_) = need::root() else { return };
+    let bed = Bed::new();
+    let b = bed.bundle().sh("cat; echo end");
+    let c = Supervised::new(&b);
+    let out = finish_with_input(&mut c.run_command(&["-i"]), "a\nb\n");
+    out.success().stdout_is("a\nb\nend\n");
+}
+
+#[test]
+fn signals_of_a_foreground_run_go_to_the_container() {
+    let Some(_) = need::root() else { return };
+    let bed = Bed::new();
+    let b = bed.bundle().sh("trap 'exit 4' TERM; echo up; while :; do sleep 0.02; done");
+    let c = Supervised::new(&b);
+    let run = start(&mut c.run_command(&[]));
+    c.until("it runs", |state| state["status"] == "running");
+    while c.logs(&[]).stdout != "up\n" {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    run.signal(nix::sys::signal::Signal::SIGTERM);
+    run.wait().exits(4);
+}
+
+#[test]
+fn on_failure_it_is_started_again_so_many_times() {
+    let Some(_) = need::root() else { return };
+    let bed = Bed::new();
+    let b = bed.bundle().sh("echo run; exit 3");
+    let c = Supervised::new(&b);
+    let out = c.run(&["--restart", "on-failure:2"]).exits(3);
+    assert_eq!(out.stdout, "run\nrun\nrun\n");
+    // 100 and 200 ms of pauses.
+    assert!(out.took >= Duration::from_millis(300), "{:?}", out.took);
+    assert_eq!(c.number("restarts"), 2);
+}
+
+#[test]
+fn a_users_stop_is_final() {
+    let Some(_) = need::root() else { return };
+    let bed = Bed::new();
+    let b = bed.bundle().sh("trap 'exit 0' TERM; while :; do sleep 0.02; done");
+    let c = Supervised::new(&b);
+    c.start(&["--restart", "always"]);
+    let first = c.number("pid");
+    // Killed by somebody: it comes back.
+    kill(first);
+    let second = c.until("another process", |s| s["status"] == "running" && s["pid"] != first);
+    assert_eq!(second["restarts"], 1);
+    c.verb("stop", &[]).success();
+    let state = c.state();
+    assert_eq!((state["status"].as_str(), state["stopped"].as_bool()), (Some("exited"), Some(true)));
+    // And may be started again.
+    c.verb("start", &[]).success();
+    c.until("it runs", |s| s["status"] == "running");
+    c.verb("restart", &["-t", "1s"]).success();
+    assert_eq!(c.state()["status"], "running");
+}
+
+/// Kill supervisor, keeper or both; the container goes on, its log too, and its exit status is the true one.
+fn killed(who: impl Fn(&Supervised<'_>) -> Vec<i32>) {
+    let bed = Bed::new();
+    let b = bed.bundle().sh("i=0; while [ ! -e /stop ]; do echo $i; i=$((i+1)); sleep 0.01; done; exit 9");
+    let c = Supervised::new(&b);
+    c.start(&[]);
+    let before = c.state();
+    for pid in who(&c) {
+        kill(pid);
+    }
+    let began = Instant::now();
+    let after =
+        c.until("another supervisor", |s| s["supervisor"] != 0 && s["supervisor"] != before["supervisor"]);
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_eq!((&after["pid"], &after["status"]), (&before["pid"], &before["status"]));
+    // It is watched by one that has a keeper again.
+    let lines = || c.logs(&[]).stdout.lines().count();
+    let seen = lines();
+    while lines() < seen + 10 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_ne!(parent(c.number("supervisor")), 1);
+    fs::write(b.inside("stop"), "").expect("stop it");
+    assert_eq!(c.wait(), 9);
+    // Every line, once and in order.
+    let log = c.logs(&[]).stdout;
+    let numbers: Vec<usize> = log.lines().map(|line| line.parse().expect("a number")).collect();
+    assert!(numbers.iter().enumerate().all(|(n, line)| n == *line), "{numbers:?}");
+}
+
+#[test]
+fn a_supervisor_that_is_killed_is_followed_by_another() {
+    let Some(_) = need::root() else { return };
+    killed(|c| vec![c.number("supervisor")]);
+}
+
+#[test]
+fn without_a_keeper_the_supervisor_becomes_one() {
+    let Some(_) = need::root() else { return };
+    killed(|c| vec![c.keeper()]);
+}
+
+#[test]
+fn with_both_gone_any_command_brings_them_back() {
+    let Some(_) = need::root() else { return };
+    killed(|c| vec![c.keeper(), c.number("supervisor")]);
+}
+
+#[test]
+fn it_ends_while_nobody_is_there_and_the_status_is_known() {
+    let Some(_) = need::root() else { return };
+    let bed = Bed::new();
+    let b = bed.bundle().sh("while [ ! -e /stop ]; do sleep 0.01; done; exit 11");
+    let c = Supervised::new(&b);
+    c.start(&["--restart", "on-failure:1"]);
+    let state = c.state();
+    let (pid, supervisor) = (c.number("pid"), c.number("supervisor"));
+    // The keeper may not start another one for now.
+    let keeper = parent(supervisor);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(keeper), nix::sys::signal::Signal::SIGSTOP)
+        .expect("stop");
+    kill(supervisor);
+    fs::write(b.inside("stop"), "").expect("stop it");
+    gone_or_zombie(pid);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(keeper), nix::sys::signal::Signal::SIGCONT)
+        .expect("go on");
+    // By policy it runs once more, and ends again.
+    assert_eq!(c.wait(), 11);
+    assert_eq!((c.number("restarts"), &state["restarts"]), (1, &Value::from(0)));
+}
+
+fn gone_or_zombie(pid: i32) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z ")) {
+        assert!(Instant::now() < end, "{pid} does not end");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_terminal_outlives_its_supervisor() {
+    let Some(_) = need::root() else { return };
+    let bed = Bed::new();
+    let b = bed.bundle().sh("test -t 0 && echo tty; while read x; do echo got $x; done");
+    let c = Supervised::new(&b);
+    c.start(&["-i", "-t"]);
+    let before = c.number("supervisor");
+    kill(before);
+    c.until("another supervisor", |s| s["supervisor"] != before && s["supervisor"] != 0);
+    // The pipe's end is not the terminal's: attach ends by the detach keys.
+    let out = finish_with_input(&mut c.command(&["attach", &c.id]), "hello\n\u{10}\u{11}");
+    out.success();
+    let end = Instant::now() + Duration::from_secs(20);
+    while !c.logs(&[]).stdout.contains("got hello") {
+        assert!(Instant::now() < end, "{}", c.logs(&[]).stdout);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(c.state()["status"], "running");
+}
+
+#[test]
+fn health_is_checked_and_acted_upon() {
+    let Some(_) = need::root() else { return };
+    let bed = Bed::new();
+    let b = bed.bundle().sh("trap 'exit 5' TERM; while :; do sleep 0.02; done");
+    let c = Supervised::new(&b);
+    let check = "echo checked; test ! -e /sick";
+    c.start(&[
+        "--health-cmd",
+        check,
+        "--health-interval",
+        "50ms",
+        "--health-retries",
+        "2",
+        "--health-on-failure",
+        "restart",
+    ]);
+    c.until("healthy", |s| s["health"]["status"] == "healthy");
+    assert_eq!(c.state()["health"]["log"][0]["output"], "checked\n");
+    let first = c.number("pid");
+    fs::write(b.inside("sick"), "").expect("make it sick");
+    c.until("restarted", |s| s["pid"] != first && s["pid"] != 0);
+    fs::remove_file(b.inside("sick")).expect("make it well");
+    c.until("healthy again", |s| s["health"]["status"] == "healthy");
+    c.verb("stop", &[]).success();
+}
+
+#[test]
+fn a_check_that_takes_too_long_is_ended() {
+    let Some(_) = need::root() else { return };
+    let bed = Bed::new();
+    let b = bed.bundle().args(["sleep", "1000"]);
+    let c = Supervised::new(&b);
+    c.start(&[
+        "--health-cmd",
+        "sleep 100",
+        "--health-interval",
+        "20ms",
+        "--health-timeout",
+        "50ms",
+        "--health-retries",
+        "1",
+    ]);
+    let state = c.until("unhealthy", |s| s["health"]["status"] == "unhealthy");
+    assert_eq!(state["health"]["log"][0]["exitCode"], -1);
+}
+
+/// A log on a full file system: the container goes on, and the log says what it lost.
+#[test]
+fn a_full_disk_does_not_stop_the_container() {
+    let Some(_) = need::root() else { return };
+    let bed = Bed::new();
+    let small = bed.path("small");
+    fs::create_dir(&small).expect("make a folder");
+    nix::mount::mount(Some("tmpfs"), &small, Some("tmpfs"), nix::mount::MsFlags::empty(), Some("size=64k"))
+        .expect("mount");
+    let b = bed.bundle().sh(
+        "i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done; touch /written; while [ ! -e /room ]; do sleep 0.02; done; \
+         sleep 0.4; echo last; sleep 0.5",
+    );
+    let c = Supervised::new(&b);
+    let path = format!("path={}", small.join("log").display());
+    c.start(&["--log", "k8s-file", "--log-opt", &path, "--log-opt", "max-buffer-size=8k"]);
+    let end = Instant::now() + Duration::from_secs(40);
+    while !b.inside("written").exists() {
+        assert!(Instant::now() < end, "it waits for its log");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    nix::mount::mount(
+        Some("tmpfs"),
+        &small,
+        Some("tmpfs"),
+        nix::mount::MsFlags::MS_REMOUNT,
+        Some("size=16m"),
+    )
+    .expect("make room");
+    fs::write(b.inside("room"), "").expect("tell it");
+    assert_eq!(c.wait(), 0);
+    let log = c.logs(&[]);
+    assert!(log.stdout.ends_with("last\n"), "{:?}", log.stdout.lines().last());
+    assert!(log.stderr.contains("of output were dropped: No space left on device"), "{}", log.stderr);
+    let lost: usize = log.stderr.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("how many");
+    assert_eq!(log.stdout.lines().count() - 1 + lost, 20_000, "every line is there or counted");
+    c.remove();
+    nix::mount::umount(&small).expect("unmount");
+}
+
+/// Somebody is attached and does not read: the container goes on.
+#[test]
+fn a_stalled_reader_does_not_stop_the_container() {
+    let Some(_) = need::root() else { return };
+    let bed = Bed::new();
+    let b = bed.bundle().sh("while [ ! -e /go ]; do sleep 0.02; done; head -c 8000000 /dev/zero | tr '\\0' x; touch /written; sleep 1000");
+    let c = Supervised::new(&b);
+    c.start(&["--log", "none"]);
+    let attached = start(&mut c.command(&["attach", "--no-stdin", &c.id]));
+    // It is stopped as soon as it is connected.
+    std::thread::sleep(Duration::from_millis(200));
+    attached.signal(nix::sys::signal::Signal::SIGSTOP);
+    fs::write(b.inside("go"), "").expect("tell it");
+    let end = Instant::now() + Duration::from_secs(40);
+    while !b.inside("written").exists() {
+        assert!(Instant::now() < end, "it waits for its reader");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    attached.signal(nix::sys::signal::Signal::SIGCONT);
+    c.verb("stop", &["-t", "0s"]).success();
+    let out = attached.wait();
+    assert!(out.stderr.contains("bytes of output were not shown"), "{}", out.stderr);
+}
+
+#[test]
+fn logs_turn_over_and_are_read_as_one() {
+    let Some(_) = need::root() else { return };
+    let bed = Bed::new();
+    let b = bed.bundle().sh("i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); [ $((i % 100)) = 0 ] && sleep 0.02; done; true");
+    let c = Supervised::new(&b);
+    c.run(&["--log-opt", "max-size=20k", "--log-opt", "max-file=3", "--log-opt", "compress=true"]).success();
+    let names: Vec<String> = harness::leaks::entries(&c.folder());
+    assert!(names.iter().any(|n| n.contains("container.log.2.gz")), "{names:?}");
+    assert!(!names.iter().any(|n| n.contains("container.log.3")), "{names:?}");
+    let out = c.logs(&[]).stdout;
+    let numbers: Vec<u32> =
+        out.lines().map(|l| l.trim_start_matches("line ").parse().expect("a line")).collect();
+    assert!(numbers.windows(2).all(|pair| pair[0] + 1 == pair[1]) && numbers.last() == Some(&2999));
+    assert_eq!(c.logs(&["--tail", "2"]).stdout, "line 2998\nline 2999\n");
+}
+
+#[test]
+fn logs_follow_until_the_end() {
+    let Some(_) = need::root() else { return };
+    let bed = Bed::new();
+    let b = bed.bundle().sh("for i in 1 2 3; do echo $i; sleep 0.05; done");
+    let c = Supervised::new(&b);
+    c.start(&["--log", "k8s-file"]);
+    c.logs(&["-f"]).success().stdout_is("1\n2\n3\n");
+    let stamped = c.logs(&["-t", "--tail", "1"]).stdout;
+    assert!(stamped.starts_with("20") && stamped.ends_with("Z 3\n"), "{stamped}");
+    assert_eq!(c.logs(&["--since", "2000-01-01"]).stdout, "1\n2\n3\n");
+    assert_eq!(c.logs(&["--until", "2000-01-01"]).stdout, "");
+}
+
+#[test]
+fn files_and_commands_at_the_end() {
+    let Some(_) = need::root() else { return };
+    let bed = Bed::new();
+    let b = bed.bundle().sh("exit 6");
+    let c = Supervised::new(&b);
+    let text = |name: &str| bed.path(name).to_string_lossy().into_owned();
+    let told = format!("cat {} >{}", text("exit"), text("told"));
+    c.run(&[
+        "--exit-file",
+        &text("exit"),
+        "--pid-file",
+        &text("pid"),
+        "--exit-command",
+        "/bin/sh",
+        "--exit-command-arg",
+        "-c",
+        "--exit-command-arg",
+        &told,
+    ])
+    .exits(6);
+    let end = Instant::now() + Duration::from_secs(20);
+    while fs::read_to_string(bed.path("told")).unwrap_or_default() != "6" {
+        assert!(Instant::now() < end, "the exit command");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(fs::read_to_string(bed.path("pid")).expect("the pid file").parse::<i32>().is_ok());
+}
+
+#[test]
+fn an_init_reaps_zombies() {
+    let Some(_) = need::root() else { return };
+    let bed = Bed::new();
+    let b = bed.bundle().sh("(sleep 0.05 &); sleep 0.4; grep -l 'State:.Z' /proc/[0-9]*/status 2>/dev/null | wc -l; readlink /proc/1/exe");
+    let c = Supervised::new(&b);
+    let init = harness::shim::path().with_file_name("berth-init");
+    c.run(&[&format!("--init={}", init.display())]).success().stdout_is("0\n/dev/berth-init\n");
+}
+
+#[test]
+fn exec_pause_signal_resize() {
+    let Some(_) = need::root() else { return };
+    let bed = Bed::new();
+    let b = bed.bundle().sh("trap 'echo usr1' USR1; while :; do sleep 0.02; done");
+    let c = Supervised::new(&b);
+    c.start(&[]);
+    let exec = |args: &[&str]| harness::finish(&mut c.command(&[&["exec", &c.id], args].concat()));
+    exec(&["sh", "-c", "echo in; exit 9"]).exits(9).stdout_is("in\n");
+    c.verb("pause", &[]).success();
+    assert_eq!(c.state()["status"], "paused");
+    c.verb("resume", &[]).success();
+    harness::finish(&mut c.command(&["signal", &c.id, "USR1"])).success();
+    let end = Instant::now() + Duration::from_secs(20);
+    while c.logs(&[]).stdout != "usr1\n" {
+        assert!(Instant::now() < end, "the signal");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    harness::finish(&mut c.command(&["resize", &c.id, "20", "80"]))
+        .exits(125)
+        .stderr_has(&format!("{}: it has no terminal", c.id));
+    c.verb("stop", &["-t", "0s"]).success();
+    c.verb("pause", &[]).exits(125).stderr_has(&format!("{}: it does not run", c.id));
+}
+
+#[test]
+fn what_is_wrong_is_said_before_anything_is_made() {
+    let Some(_) = need::root() else { return };
+    let bed = Bed::new();
+    let b = bed.bundle().args(["/nowhere"]);
+    let c = Supervised::new(&b);
+    for (options, said) in [
+        (&["--restart", "sometimes"][..], "expected no, on-failure[:N], always or unless-stopped"),
+        (&["--log-opt", "colour=red"], "--log-opt colour: unknown option"),
+        (&["--log", "syslog"], "expected json-file, k8s-file, journald, passthrough or none"),
+        (&["--stop-signal", "NOPE"], "unknown signal \"NOPE\""),
+        (&["--rm", "--restart", "always"], "--rm and --restart contradict each other"),
+        (&["--health-on-failure", "kill"], "it needs --health-cmd"),
+        (&["--detach-keys", "ctrl-"], "--detach-keys"),
+    ] {
+        let out = c.run(options);
+        assert_eq!(out.code, Some(125), "{options:?}");
+        assert!(out.stderr.contains(said), "{options:?}: {}", out.stderr);
+        assert!(!c.folder().exists(), "{options:?}");
+    }
+    let out = c.run(&[]).exits(125);
+    assert!(
+        out.stderr.contains("exec: \"/nowhere\": stat /nowhere: no such file or directory"),
+        "{}",
+        out.stderr
+    );
+    c.run(&[]).exits(125).stderr_has(&format!("run {0}: {0}: there is a container of that name", c.id));
+}
+
+/// 1,000 execs leave descriptors and memory of the supervisor as they were.
+#[test]
+fn the_supervisor_does_not_grow() {
+    let Some(_) = need::root() else { return };
+    let bed = Bed::new();
+    let b = bed.bundle().args(["sleep", "1000"]);
+    let c = Supervised::new(&b);
+    c.start(&["--health-cmd", "true", "--health-interval", "2ms"]);
+    let pid = c.number("supervisor");
+    let measure = || {
+        let fds = fs::read_dir(format!("/proc/{pid}/fd")).expect("its descriptors").count();
+        (
+            fds,
+            harness::host::status(pid, "RssAnon").trim_end_matches(" kB").trim().parse::<u64>().expect("kB"),
+        )
+    };
+    let wait = || std::thread::sleep(Duration::from_millis(1500));
+    wait();
+    let (fds, memory) = measure();
+    wait();
+    let (later, more) = measure();
+    assert!(later <= fds + 4 && more <= memory + 100, "{fds} → {later} descriptors, {memory} → {more} kB");
+    assert!(gone_within(c.number("pid"), Duration::ZERO) || c.state()["health"]["status"] == "healthy");
+}

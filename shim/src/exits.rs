@@ -42,6 +42,8 @@ struct Inner {
     /// Ends of processes that somebody may still ask for: a container's process may end before we know its number.
     unclaimed: RefCell<BTreeMap<i32, Ended>>,
     expecting: Cell<u32>,
+    /// One that stays a zombie until its end is written down.
+    kept: Cell<i32>,
 }
 
 /// While it is there, the end of a process that nobody watches yet is kept.
@@ -82,6 +84,20 @@ impl Children {
     /// Wait for all that have ended. Called when SIGCHLD came.
     pub fn reap(&self) {
         loop {
+            let kept = self.0.kept.get();
+            if kept != 0 {
+                match sys::process::peek() {
+                    Ok(Some((pid, exit))) if pid == kept => {
+                        if let Some(once) = self.0.watched.borrow().get(&pid) {
+                            once.set(Ended::now(exit));
+                        }
+                        // The kernel shows this one first: others are asked for by name, and orphans later.
+                        return self.reap_watched_but(kept);
+                    }
+                    Ok(_) => {}
+                    Err(e) => log::warn!("look at children: {e}"),
+                }
+            }
             match sys::process::reap() {
                 Ok(Some((pid, exit))) => {
                     let ended = Ended::now(exit);
@@ -100,6 +116,34 @@ impl Children {
                 }
             }
         }
+    }
+
+    fn reap_watched_but(&self, kept: i32) {
+        let others: Vec<i32> = self.0.watched.borrow().keys().copied().filter(|pid| *pid != kept).collect();
+        for pid in others {
+            let ended = match sys::process::try_wait(pid) {
+                Ok(None) => continue,
+                Ok(Some(exit)) => Ended::now(exit),
+                Err(e) => {
+                    log::warn!("wait for process {pid}: {e}");
+                    continue;
+                }
+            };
+            if let Some(once) = self.0.watched.borrow_mut().remove(&pid) {
+                once.set(ended);
+            }
+        }
+    }
+
+    /// Do not take this one's end away from the kernel until `let_go`: if we are killed before it is written down, whoever is its
+    /// parent then can still ask for it. One at a time.
+    pub fn keep(&self, pid: i32) {
+        self.0.kept.set(pid);
+    }
+
+    pub fn let_go(&self) {
+        self.0.kept.set(0);
+        self.reap();
     }
 
     /// Start a command; its end is what `watch` gives. Its signals are as every program expects them.
@@ -136,9 +180,13 @@ pub fn attend(on: &Loop, children: &Children, signals: Signals, mut signal: impl
 mod tests {
     use super::*;
 
+    /// Children are the process's: tests that wait for them take turns.
+    static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
     // Not through `attend`: in a test's process other threads take the signals.
     #[test]
     fn ends_are_not_lost() {
+        let _turn = TURN.lock();
         let on = Loop::new().unwrap();
         let children = Children::default();
         let reaping = || {
@@ -160,5 +208,27 @@ mod tests {
         assert_eq!(children.watch(pid).get().map(|e| e.status()), Some(137));
         drop(expecting);
         assert!(children.0.unclaimed.borrow().is_empty());
+    }
+
+    /// What was a deadlock: the container had ended before the runtime's `start` had.
+    #[test]
+    fn one_that_is_kept_does_not_hold_up_others() {
+        let _turn = TURN.lock();
+        let children = Children::default();
+        let until = |what: &Once<Ended>| {
+            while what.get().is_none() {
+                children.reap();
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+        };
+        let (first, kept) = children.start(Command::new("sh").args(["-c", "exit 3"])).unwrap();
+        children.keep(first);
+        until(&kept);
+        let (_, other) = children.start(Command::new("sh").args(["-c", "exit 4"])).unwrap();
+        until(&other);
+        assert_eq!((kept.get().map(Ended::status), other.get().map(Ended::status)), (Some(3), Some(4)));
+        assert!(sys::process::is_child(first), "still to be asked for");
+        children.let_go();
+        assert!(!sys::process::is_child(first));
     }
 }

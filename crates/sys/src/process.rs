@@ -164,10 +164,19 @@ pub fn is_child(pid: i32) -> bool {
 
 /// A child that has ended, if there is one: its number, from now on anybody's, and how it ended.
 pub fn reap() -> io::Result<Option<(i32, Exit)>> {
+    wait_any(0)
+}
+
+/// The same, but it stays a zombie: with its number its own, and the end to be had again.
+pub fn peek() -> io::Result<Option<(i32, Exit)>> {
+    wait_any(libc::WNOWAIT)
+}
+
+fn wait_any(options: i32) -> io::Result<Option<(i32, Exit)>> {
     // SAFETY: all-zero is a valid siginfo_t, and it outlives the call.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     // SAFETY: as above.
-    if unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, libc::WEXITED | libc::WNOHANG) } == -1 {
+    if unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, libc::WEXITED | libc::WNOHANG | options) } == -1 {
         let error = io::Error::last_os_error();
         return match error.raw_os_error() {
             Some(libc::ECHILD | libc::EINTR) => Ok(None),

@@ -596,14 +596,18 @@ fn run(
 /// Have it started, and stay unless it is to be in the background.
 fn supervise(root: &Path, dir: &Dir, options: &Options, detach: bool) -> Result<i32> {
     let passthrough = options.log.driver == LogDriver::Passthrough;
-    keeper::start(root, &dir.id, !detach && !passthrough, passthrough)?;
+    let wait = !detach && !passthrough;
+    let mut client = begin(root, dir, wait, passthrough)?;
     if detach {
-        return match connect(dir)?.ask(&Request::Started)? {
-            Some(_) => Ok(0),
-            None => after_all(dir),
-        };
+        // One that was killed is followed by another, which is asked again.
+        while client.ask(&Request::Started)?.is_none() {
+            match self::client(root, dir)? {
+                Some(next) => client = next,
+                None => return after_all(dir),
+            }
+        }
+        return Ok(0);
     }
-    let client = connect(dir)?;
     if passthrough {
         return wait_for(dir, Some(client), OnSignal::Forward);
     }
@@ -636,16 +640,23 @@ fn after_all(dir: &Dir) -> Result<i32> {
     }
 }
 
-/// The supervisor that was just started.
-fn connect(dir: &Dir) -> Result<Client> {
+/// Have it supervised, and the connection. Killed before it could answer, another one is put up.
+fn begin(root: &Path, dir: &Dir, wait: bool, passthrough: bool) -> Result<Client> {
     let until = Instant::now() + Duration::from_secs(10);
+    keeper::start(root, &dir.id, wait, passthrough)?;
+    let mut started = Instant::now();
     loop {
         if let Some(client) = Client::connect(dir)? {
             return Ok(client);
         }
-        if Instant::now() > until {
+        let now = Instant::now();
+        if now > until {
             let told = std::fs::read_to_string(dir.file("shim.log")).unwrap_or_default();
             bail!("the supervisor does not answer; {}: {}", dir.file("shim.log").display(), told.trim());
+        }
+        if now > started + Duration::from_millis(200) && dir.lock()?.is_some() {
+            keeper::start(root, &dir.id, wait, passthrough)?;
+            started = now;
         }
         std::thread::sleep(Duration::from_millis(2));
     }

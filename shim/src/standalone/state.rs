@@ -309,9 +309,9 @@ pub struct State {
 impl State {
     /// It runs, or will: somebody must be there for it.
     pub fn lives(&self) -> bool {
+        // One that is created is about to be started: whoever was at it may have been killed.
         match self.status {
-            Status::Running | Status::Paused | Status::Restarting => true,
-            Status::Created => self.pid != 0,
+            Status::Created | Status::Running | Status::Paused | Status::Restarting => true,
             Status::Exited => false,
         }
     }
@@ -420,12 +420,19 @@ impl Dir {
     pub fn remove(&self) -> Result<()> {
         // First what makes it a container: what stays after a kill is nobody's.
         crate::task::remove(&self.file("options.json"))?;
-        match std::fs::remove_dir_all(&self.path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(e).with_context(|| format!("remove {}", self.path.display()))
+        // Somebody who waits for the lock may make its file anew meanwhile; without options it goes away.
+        for _ in 0..100 {
+            match std::fs::remove_dir_all(&self.path) {
+                Err(e) if e.kind() == std::io::ErrorKind::DirectoryNotEmpty => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(e).with_context(|| format!("remove {}", self.path.display()));
+                }
+                _ => return Ok(()),
             }
-            _ => Ok(()),
         }
+        Err(error(Kind::Failed, format!("remove {}: somebody keeps writing there", self.path.display())))
     }
 }
 

@@ -105,6 +105,11 @@ pub fn supervise(root: &Path, id: &str, wait: bool) -> Result<i32> {
         lock = dir.lock()?;
     }
     let Some(lock) = lock else { return Ok(NOT_MINE) };
+    // It may have been removed while we waited, or have ended for good: whoever has it started anew says so in its state.
+    Dir::open(root, id)?;
+    if dir.state()?.status == Status::Exited {
+        return Ok(NOT_MINE);
+    }
     sys::process::set_subreaper().context("become a subreaper")?;
     let signals = Signals::block().context("receive signals")?;
     let host = Host { on: Loop::new().context("epoll")?, children: Children::default() };
@@ -302,6 +307,7 @@ impl Supervisor {
                 None => match self.launch().await {
                     Ok(run) => run,
                     Err(e) => {
+                        self.host.children.let_go();
                         let said = report::line(&e);
                         log::error!("{said}");
                         self.change(|state| {
@@ -335,6 +341,7 @@ impl Supervisor {
                 self.release(name);
             }
             let again = self.record_end(ended, began.elapsed())?;
+            self.host.children.let_go();
             self.clean().await;
             if !again {
                 self.exit_file()?;
@@ -440,8 +447,7 @@ impl Supervisor {
             }
             None => {
                 // It ended while nobody was there to see it, but for the keeper.
-                let status = self.exits.borrow().get(&state.pid).copied();
-                let ended = status.map(|status| Ended::now(exit_from(status)));
+                let ended = self.end_of_gone(state.pid).await;
                 self.drain_what_is_left().await;
                 let again = self.record_end(ended, Duration::ZERO)?;
                 self.clean().await;
@@ -486,6 +492,7 @@ impl Supervisor {
         let streams = self.streams()?;
         let launched = container.create(&self.host, streams, None).await;
         let Launched { pid, ended, terminal } = launched.context("create the container")?;
+        self.host.children.keep(pid);
         let pidfd = sys::process::pidfd_open(pid).with_context(|| format!("pidfd_open {pid}"))?;
         let ticks = sys::process::start_time(pid).ok().flatten().map_or(0, |(ticks, _)| ticks);
         if let Some(terminal) = &terminal {
@@ -652,6 +659,21 @@ impl Supervisor {
                 return Some(Ended::now(exit));
             }
             if Instant::now() > until {
+                return None;
+            }
+            let soon = self.host.on.sleep(Duration::from_millis(10));
+            first(self.told.wait(), soon).await;
+        }
+    }
+
+    /// The end of a process that is no more: the keeper may be about to tell it.
+    async fn end_of_gone(&self, pid: i32) -> Option<Ended> {
+        let until = Instant::now() + Duration::from_millis(500);
+        loop {
+            if let Some(status) = self.exits.borrow().get(&pid) {
+                return Some(Ended::now(exit_from(*status)));
+            }
+            if self.keeper.is_none() || Instant::now() > until {
                 return None;
             }
             let soon = self.host.on.sleep(Duration::from_millis(10));

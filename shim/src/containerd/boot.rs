@@ -512,11 +512,22 @@ fn delete(args: &Args, environment: &Environment) -> Result<()> {
         _ => delete_container(&client, &bundle.join("log.json"), &args.id),
     };
     let unmounted = rootfs::unmount(&bundle.join("rootfs"));
+    remove_socket(&bundle)?;
     deleted?;
     unmounted?;
     let response =
         DeleteResponse { pid: pid.unwrap_or(0), exit_status: 137, exited_at: Some(SystemTime::now().into()) };
     print(response.message().as_bytes())
+}
+
+/// The socket of a shim that was killed. Others of its pod would be there still.
+fn remove_socket(bundle: &Path) -> Result<()> {
+    let Ok(address) = std::fs::read_to_string(bundle.join("address")) else { return Ok(()) };
+    let path = Path::new(address.trim().trim_start_matches("unix://"));
+    match UnixStream::connect(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => crate::task::remove(path),
+        _ => Ok(()),
+    }
 }
 
 fn delete_container(client: &Client, log: &Path, id: &str) -> Result<()> {

@@ -45,6 +45,10 @@ conformance *ARGS:
 clients *ARGS: dist
     tests/clients/run {{ARGS}}
 
+# kill, stop and restart whatever supervises containers, in every state, and print what became of them
+faults *ARGS: dist
+    tests/faults/run {{ARGS}}
+
 # run a command as root in a throw-away VM with unified cgroup v2: `just vm --systemd -- systemctl status`
 vm +CMD:
     tests/vm/berth-vm {{CMD}}

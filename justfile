@@ -83,7 +83,7 @@ dist:
     @tests/dist-check.sh {{dist}}/berth-builder {{max_builder_bytes}}
     cargo build --release -p berth-shim {{release_config}}
     @for name in berth-init berth-shim; do strip -o {{dist}}/$name.new {{release}}/$name && chmod 755 {{dist}}/$name.new && mv {{dist}}/$name.new {{dist}}/$name; done
-    @ln -sf berth-shim {{dist}}/containerd-shim-berth-v2
+    @ln -sf berth-shim {{dist}}/containerd-shim-berth-v2 && ln -sf berth-shim {{dist}}/berth-conmon
     @tests/dist-check.sh {{dist}}/berth-init {{max_init_bytes}}
     @tests/dist-check.sh {{dist}}/berth-shim {{max_shim_bytes}}
 
@@ -91,6 +91,7 @@ dist:
 man:
     cargo run --quiet -p berth-runtime --example assets -- {{dist}}
     cargo run --quiet -p berth-builder --example assets -- {{dist}}
+    cargo run --quiet -p berth-shim --example assets -- {{dist}}
 
 # make the list of functions that the release binary keeps side by side anew (after larger changes; see runtime/build.rs)
 order:
@@ -104,6 +105,7 @@ install PREFIX="/usr/local": dist
     install -D -m 755 {{dist}}/berth-init {{ trim_start_match(PREFIX, "PREFIX=") }}/bin/berth-init
     install -D -m 755 {{dist}}/berth-shim {{ trim_start_match(PREFIX, "PREFIX=") }}/bin/berth-shim
     ln -sf berth-shim {{ trim_start_match(PREFIX, "PREFIX=") }}/bin/containerd-shim-berth-v2
+    ln -sf berth-shim {{ trim_start_match(PREFIX, "PREFIX=") }}/bin/berth-conmon
 
 # the fuzz targets for a few seconds each, as property tests on stable
 fuzz-smoke:

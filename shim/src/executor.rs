@@ -142,6 +142,7 @@ impl Loop {
         if came.is_empty() && !self.0.small.get() && left == Some(QUIET) {
             // A loop that waits for hours keeps no program in memory: what is needed again is read again.
             sys::memory::drop_program();
+            sys::memory::trim();
             self.0.small.set(true);
         } else {
             self.0.small.set(false);

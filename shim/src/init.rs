@@ -167,8 +167,6 @@ fn run(options: &Options, say: &dyn Fn(&str)) -> Result<i32> {
     let Some(child) = sys::process::fork().context("start a process")? else {
         sys::process::exit_now(become_command(&options.command, say))
     };
-    // What comes now is little, and for as long as the container is there.
-    sys::memory::drop_program();
     loop {
         while let Some(signal) = signals.next().context("receive signals")? {
             if signal == signals.child() {
@@ -195,6 +193,8 @@ fn run(options: &Options, say: &dyn Fn(&str)) -> Result<i32> {
             let code = exit.status();
             return Ok(if options.fine.contains(&code) { 0 } else { code });
         }
+        // It may be for as long as the container is there.
+        sys::memory::drop_program();
         let mut fds = [PollFd::new(&signals, PollFlags::IN)];
         rustix::io::retry_on_intr(|| poll(&mut fds, None)).context("wait for signals")?;
     }

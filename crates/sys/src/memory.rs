@@ -100,6 +100,12 @@ pub fn keep_freed() {
     }
 }
 
+/// Give freed memory back to the kernel.
+pub fn trim() {
+    // SAFETY: no pointers; what is in use stays.
+    unsafe { libc::malloc_trim(0) };
+}
+
 /// Pages of the program itself are not kept: those that it looks at again come back one window at a time, from the page cache. For
 /// programs that are done with most of themselves and then stay for long.
 pub fn drop_program() {

@@ -106,6 +106,9 @@ pub fn trim() {
     unsafe { libc::malloc_trim(0) };
 }
 
+/// How much of the program comes back at a time, bytes: what the kernel maps around a page that is missed.
+const WINDOW: u64 = 64 << 10;
+
 /// Pages of the program itself are not kept: those that it looks at again come back one window at a time, from the page cache. For
 /// programs that are done with most of themselves and then stay for long.
 pub fn drop_program() {
@@ -124,7 +127,14 @@ pub fn drop_program() {
     for header in headers.iter().filter(|h| h.p_type == libc::PT_LOAD && h.p_flags & libc::PF_W == 0) {
         let from = (base + header.p_vaddr) / page * page;
         let to = (base + header.p_vaddr + header.p_memsz).next_multiple_of(page);
-        // SAFETY: a part of the program's file that is mapped privately and not writable: it is read again when it is needed.
+        // Where the page cache holds the file in large pieces, the kernel maps all of a piece for one page of it (Linux 6.11), as far as
+        // the mapping reaches. So there are many mappings: neighbours differ in whether a core dump has them.
+        for part in (from..to).step_by(2 * WINDOW as usize) {
+            let length = WINDOW.min(to - part) as usize;
+            // SAFETY: a part of the program's file that is mapped privately and not writable; only what a core dump holds changes.
+            unsafe { libc::madvise(part as *mut libc::c_void, length, libc::MADV_DONTDUMP) };
+        }
+        // SAFETY: as above: it is read again when it is needed.
         unsafe { libc::madvise(from as *mut libc::c_void, (to - from) as usize, libc::MADV_DONTNEED) };
     }
 }

@@ -418,8 +418,8 @@ impl Supervisor {
     async fn adopt(self: &Rc<Self>) -> Result<Option<Rc<Run>>> {
         let state = self.state.borrow().clone();
         if state.pid == 0 {
-            if state.status == Status::Created && self.dir.file("log.json").exists() {
-                // The last one was killed while it made the container.
+            if self.dir.file("log.json").exists() {
+                // The last one may have been killed while it made the container, for the first time or again.
                 self.clean().await;
             }
             return Ok(None);

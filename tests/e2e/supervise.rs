@@ -453,3 +453,73 @@ fn the_supervisor_does_not_grow() {
     assert!(later <= fds + 4 && more <= memory + 100, "{fds} → {later} descriptors, {memory} → {more} kB");
     assert!(gone_within(c.number("pid"), Duration::ZERO) || c.state()["health"]["status"] == "healthy");
 }
+
+/// systemd.service(5): what `generate systemd` prints is a unit, and starting, stopping and starting again does what it says.
+#[test]
+fn systemd_starts_and_stops_it() {
+    let Some(_) = need::root() else { return };
+    let Some(_) = need::that(std::path::Path::new("/run/systemd/system").is_dir(), "needs systemd") else {
+        return;
+    };
+    let bed = Bed::new();
+    let b = bed.bundle().sh("trap 'exit 0' TERM; echo up; while :; do sleep 0.02; done");
+    let c = Supervised::new(&b);
+    c.start(&["--restart", "always"]);
+    let unit = harness::finish(&mut c.command(&["generate", "systemd", &c.id])).success().stdout;
+    c.remove();
+    let name = format!("berth-{}.service", c.id);
+    let file = std::path::Path::new("/run/systemd/system").join(&name);
+    fs::write(&file, unit).expect("write the unit");
+    let systemctl = |args: &[&str]| harness::finish(std::process::Command::new("systemctl").args(args));
+    systemctl(&["daemon-reload"]).success();
+    for _ in 0..2 {
+        systemctl(&["start", &name]).success();
+        c.until("it runs", |state| state["status"] == "running");
+        systemctl(&["stop", &name]).success();
+        assert_eq!((c.state()["status"].as_str(), c.state()["exitCode"].as_i64()), (Some("exited"), Some(0)));
+    }
+    fs::remove_file(&file).expect("remove the unit");
+    systemctl(&["daemon-reload"]).success();
+}
+
+/// Nobody else may ask a supervisor for anything, and nothing of ours is open in the container.
+#[test]
+fn sockets_are_private_and_descriptors_stay_here() {
+    let Some(_) = need::root() else { return };
+    let bed = Bed::new();
+    let b = bed.bundle().sh("ls /proc/self/fd; readlink /proc/self/cwd; sleep 1000");
+    let c = Supervised::new(&b);
+    c.start(&["-i"]);
+    use std::os::unix::fs::PermissionsExt;
+    let mode = |path: &std::path::Path| fs::metadata(path).expect("its mode").permissions().mode() & 0o777;
+    assert_eq!((mode(&c.folder()), mode(&c.folder().join("control.sock"))), (0o700, 0o600));
+    let end = Instant::now() + Duration::from_secs(20);
+    while c.logs(&[]).stdout.lines().count() < 5 {
+        assert!(Instant::now() < end, "{}", c.logs(&[]).stdout);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // 3 is the folder that `ls` reads.
+    assert_eq!(c.logs(&[]).stdout, "0\n1\n2\n3\n/\n");
+}
+
+/// A recycled number must not be taken for the container: its start is part of its name.
+#[test]
+fn another_process_with_its_number_is_not_taken_for_it() {
+    let Some(_) = need::root() else { return };
+    let bed = Bed::new();
+    let b = bed.bundle().args(["sleep", "1000"]);
+    let c = Supervised::new(&b);
+    c.start(&[]);
+    let (keeper, supervisor, pid) = (c.keeper(), c.number("supervisor"), c.number("pid"));
+    for process in [keeper, supervisor, pid] {
+        kill(process);
+    }
+    // As if its number were this test's.
+    let file = c.folder().join("state.json");
+    let mut state: Value =
+        serde_json::from_str(&fs::read_to_string(&file).expect("the state")).expect("JSON");
+    state["pid"] = Value::from(std::process::id());
+    fs::write(&file, state.to_string()).expect("write the state");
+    c.until("ended", |s| s["status"] == "exited");
+    // And this test goes on.
+}

@@ -1010,8 +1010,7 @@ fn generate(root: &Path, args: &GenerateArgs) -> Result<i32> {
     let Generate::Systemd(IdArgs { id }) = &args.what;
     let dir = Dir::open(root, id)?;
     let program = std::env::current_exe().context("find the own program")?;
-    let text =
-        unit::systemd(&program.display().to_string(), &root.display().to_string(), &dir, &dir.options()?);
+    let text = unit::systemd(&program.display().to_string(), root, &dir, &dir.options()?);
     print(&text)?;
     Ok(0)
 }

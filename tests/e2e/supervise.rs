@@ -32,6 +32,13 @@ fn with_rm_nothing_is_left() {
     let c = Supervised::new(&b);
     c.run(&["--rm"]).success();
     assert!(!c.folder().exists());
+    // Also where it could not be started, and that is told.
+    let b = bed.bundle().args(["/nowhere"]);
+    let c = Supervised::new(&b);
+    for options in [&["--rm"][..], &["--rm", "--detach"]] {
+        c.run(options).exits(125).stderr_has("stat /nowhere: no such file or directory");
+        assert!(!c.folder().exists());
+    }
 }
 
 #[test]

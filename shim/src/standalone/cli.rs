@@ -600,28 +600,40 @@ fn supervise(root: &Path, dir: &Dir, options: &Options, detach: bool) -> Result<
     let mut client = begin(root, dir, wait, passthrough)?;
     if detach {
         // One that was killed is followed by another, which is asked again.
-        while client.ask(&Request::Started)?.is_none() {
+        loop {
+            match client.ask(&Request::Started) {
+                Ok(Some(_)) => return Ok(0),
+                Ok(None) => {}
+                Err(e) => {
+                    await_removal(dir, options);
+                    return Err(e);
+                }
+            }
             match self::client(root, dir)? {
                 Some(next) => client = next,
                 None => return after_all(dir),
             }
         }
-        return Ok(0);
     }
-    if passthrough {
-        return wait_for(dir, Some(client), OnSignal::Forward);
-    }
-    let keys = attach::parse_keys(&options.detach_keys)?;
-    let end =
-        attach::attach(dir, Some(client), options.tty || options.interactive, &keys, OnSignal::Forward)?;
-    if options.rm && end != End::Detached {
-        // Whoever looks next finds nothing of it.
-        let until = Instant::now() + Duration::from_secs(10);
-        while dir.path.exists() && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+    let end = if passthrough {
+        End::Status(wait_for(dir, Some(client), OnSignal::Forward)?)
+    } else {
+        let keys = attach::parse_keys(&options.detach_keys)?;
+        let stdin = options.tty || options.interactive;
+        attach::attach(dir, Some(client), stdin, &keys, OnSignal::Forward)?
+    };
+    if end != End::Detached {
+        await_removal(dir, options);
     }
     finish(end)
+}
+
+/// With `--rm`, whoever looks next finds nothing of it.
+fn await_removal(dir: &Dir, options: &Options) {
+    let until = Instant::now() + Duration::from_secs(10);
+    while options.rm && dir.path.exists() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 fn finish(end: End) -> Result<i32> {

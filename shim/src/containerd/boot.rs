@@ -371,7 +371,8 @@ fn launch(
     if args.debug {
         command.arg("-debug");
     }
-    command.env("TTRPC_ADDRESS", ttrpc_address);
+    let (name, value) = crate::task::SMALL_HEAP;
+    command.env("TTRPC_ADDRESS", ttrpc_address).env(name, value);
     // A process group of its own: whoever ends containerd's group does not end us.
     command.process_group(0).stdin(OwnedFd::from(listener)).stdout(Stdio::null()).stderr(Stdio::null());
     let child = command.spawn().context("start the shim")?;

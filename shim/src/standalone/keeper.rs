@@ -34,7 +34,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Start a keeper in a session of its own.
 pub fn start(root: &Path, id: &str, wait: bool, passthrough: bool) -> Result<()> {
     let mut command = Command::new(std::env::current_exe().context("find the own program")?);
-    command.arg0("berth-shim").arg("keep").arg(root).arg(id);
+    let (name, value) = crate::task::SMALL_HEAP;
+    command.arg0("berth-shim").arg("keep").arg(root).arg(id).env(name, value);
     if wait {
         command.arg("--wait");
     }

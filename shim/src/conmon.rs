@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use report::{Kind, error};
-use runtime::cgroup::{Record, oom};
+use runtime::cgroup::Record;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -32,6 +32,8 @@ use sys::signals::Signals;
 
 use crate::executor::{Bell, Loop, Once, first};
 use crate::exits::{self, Children, Ended};
+use crate::oom;
+use crate::output::Output;
 use crate::standalone::{Log, LogDriver, LogOptions, Stream, parse_size};
 use crate::task::Host;
 
@@ -39,7 +41,6 @@ use crate::task::Host;
 const PACKET: usize = 8192;
 /// Bytes that may wait for somebody who is attached.
 const MOST: usize = 1 << 20;
-const CHUNK: usize = 1 << 16;
 
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Args {
@@ -332,15 +333,13 @@ fn monitor(
     );
     let monitor = Rc::new(Monitor {
         host: host.clone(),
-        log: RefCell::new(Log::with_fields(&args.id, fields, options)?),
-        listeners: RefCell::default(),
+        output: Output::new(host, Log::with_fields(&args.id, fields, options)?),
         input: RefCell::default(),
         terminal: RefCell::default(),
         pid: Cell::new(0),
         ended: Once::default(),
         drained: RefCell::default(),
         leave_stdin_open: args.leave_stdin_open,
-        stuck: Cell::default(),
     });
     let this = monitor.clone();
     exits::attend(&host.on, &host.children, signals, move |signal| {
@@ -395,15 +394,13 @@ fn exit_files(args: &Args, status: i32) -> Result<()> {
 
 struct Monitor {
     host: Host,
-    log: RefCell<Log>,
-    listeners: RefCell<Vec<Rc<Listener>>>,
+    output: Rc<Output<Listener>>,
     input: RefCell<Option<Rc<OwnedFd>>>,
     terminal: RefCell<Option<Rc<OwnedFd>>>,
     pid: Cell<i32>,
     ended: Once<Ended>,
     drained: RefCell<Vec<Once<()>>>,
     leave_stdin_open: bool,
-    stuck: Cell<bool>,
 }
 
 /// Somebody who is attached. What it does not read in time is dropped: the container does not wait for it.
@@ -458,7 +455,7 @@ impl Monitor {
             end: Cell::default(),
             done: Once::default(),
         });
-        self.listeners.borrow_mut().push(listener.clone());
+        self.output.listeners.borrow_mut().push(listener.clone());
         let (this, writer) = (self.clone(), listener.clone());
         self.host.on.spawn(async move { writer.write(&this.host.on).await });
         let this = self.clone();
@@ -538,7 +535,7 @@ impl Monitor {
                 }
             }
             ("ctl", [2, ..]) => {
-                if let Err(e) = self.log.borrow_mut().reopen() {
+                if let Err(e) = self.output.log.borrow_mut().reopen() {
                     log::warn!("{e:#}");
                 }
             }
@@ -697,83 +694,19 @@ impl Monitor {
     }
 
     fn watch_memory(self: &Rc<Self>, args: &Args, pid: i32) {
-        let Ok(mut watch) = Record::of_process(pid).and_then(|record| oom::Watch::new(&record)) else {
-            return;
-        };
-        let files: Vec<PathBuf> =
+        let Ok(record) = Record::of_process(pid) else { return };
+        let dirs: Vec<PathBuf> =
             [Some(args.bundle.clone()), args.persist_dir.clone()].into_iter().flatten().collect();
-        let this = self.clone();
-        self.host.on.spawn(async move {
-            while this.host.on.readable(watch.as_fd()).await.is_ok() {
-                match watch.take() {
-                    Ok(0) => {}
-                    Ok(_) => {
-                        for dir in &files {
-                            // Podman looks whether it is there.
-                            File::create(dir.join("oom")).map(|_| ()).unwrap_or_default();
-                        }
-                    }
-                    Err(_) => return,
-                }
-                if this.ended.get().is_some() {
-                    return;
-                }
+        oom::tell(&self.host, &record, self.ended.clone(), move || {
+            for dir in &dirs {
+                // Podman looks whether it is there.
+                File::create(dir.join("oom")).map(|_| ()).unwrap_or_default();
             }
         });
     }
 
-    fn pump(self: &Rc<Self>, fd: Rc<OwnedFd>, stream: Stream) {
-        let done = Once::default();
-        self.drained.borrow_mut().push(done.clone());
-        let this = self.clone();
-        self.host.on.spawn(async move {
-            while this.host.on.readable(fd.as_fd()).await.is_ok() {
-                match this.read_some(&fd, stream) {
-                    Ok(true) => this.keep_log(),
-                    Ok(false) => break,
-                    Err(e) => {
-                        log::warn!("read {}: {e}", stream.name());
-                        break;
-                    }
-                }
-            }
-            this.log.borrow_mut().end(stream);
-            done.set(());
-        });
-    }
-
-    fn read_some(&self, fd: &OwnedFd, stream: Stream) -> rustix::io::Result<bool> {
-        let mut buffer = Vec::with_capacity(CHUNK);
-        match rustix::io::read(fd, rustix::buffer::spare_capacity(&mut buffer)) {
-            Ok(0) | Err(Errno::IO) => Ok(false),
-            Ok(_) => {
-                self.log.borrow_mut().add(stream, &buffer);
-                for listener in self.listeners.borrow().iter() {
-                    listener.output(stream, &buffer);
-                }
-                Ok(true)
-            }
-            Err(Errno::AGAIN | Errno::INTR) => Ok(true),
-            Err(e) => Err(e),
-        }
-    }
-
-    fn keep_log(self: &Rc<Self>) {
-        if self.log.borrow().is_full()
-            && let Err(e) = self.log.borrow_mut().rotate()
-        {
-            log::warn!("{e:#}");
-        }
-        if self.log.borrow().is_stuck() && !self.stuck.replace(true) {
-            let this = self.clone();
-            self.host.on.spawn(async move {
-                while this.log.borrow().is_stuck() {
-                    this.host.on.sleep(Duration::from_millis(250)).await;
-                    this.log.borrow_mut().flush();
-                }
-                this.stuck.set(false);
-            });
-        }
+    fn pump(&self, fd: Rc<OwnedFd>, stream: Stream) {
+        self.drained.borrow_mut().push(self.output.attend(fd, stream));
     }
 
     /// Until it has ended and everything that it wrote is where it belongs.
@@ -799,7 +732,7 @@ impl Monitor {
 
     /// Whoever is attached gets the rest, and the end.
     async fn dismiss(&self) {
-        let listeners = self.listeners.borrow().clone();
+        let listeners = self.output.listeners.borrow().clone();
         for listener in &listeners {
             listener.end.set(true);
             listener.bell.ring();
@@ -810,7 +743,7 @@ impl Monitor {
     }
 }
 
-impl Listener {
+impl crate::output::Listener for Listener {
     fn output(&self, stream: Stream, bytes: &[u8]) {
         for chunk in bytes.chunks(PACKET) {
             if self.bytes.get() > MOST || self.done.get().is_some() {
@@ -825,6 +758,12 @@ impl Listener {
         self.bell.ring();
     }
 
+    fn is_gone(&self) -> bool {
+        self.done.get().is_some()
+    }
+}
+
+impl Listener {
     async fn write(&self, on: &Loop) {
         'all: loop {
             let packets = self.waiting.take();

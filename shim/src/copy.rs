@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use rustix::io::Errno;
 
-use crate::executor::{First, Loop, Once, first};
+use crate::executor::{Loop, Once, first};
 
 /// A terminal's master, and the copying to and from it.
 #[derive(Clone, Debug)]
@@ -25,16 +25,13 @@ impl Terminal {
         let this = terminal.clone();
         let within = on.clone();
         on.spawn(async move {
-            match first(copy(&within, &this.master, &output), this.stop.wait()).await {
-                First::Left(()) | First::Right(()) => this.drained.set(()),
-            }
+            first(copy(&within, &this.master, &output), this.stop.wait()).await;
+            this.drained.set(());
         });
         if let Some(input) = input {
             let (within, this) = (on.clone(), terminal.clone());
             on.spawn(async move {
-                match first(copy(&within, &input, &this.master), this.drained.wait()).await {
-                    First::Left(()) | First::Right(()) => {}
-                }
+                first(copy(&within, &input, &this.master), this.drained.wait()).await;
             });
         }
         terminal

@@ -7,5 +7,7 @@ mod copy;
 mod executor;
 mod exits;
 pub mod init;
+mod oom;
+mod output;
 pub mod standalone;
 mod task;

@@ -530,3 +530,18 @@ fn another_process_with_its_number_is_not_taken_for_it() {
     c.until("ended", |s| s["status"] == "exited");
     // And this test goes on.
 }
+
+/// A stop that comes before there is a process was taken, and the process ran on all the same.
+#[test]
+fn a_stop_while_it_is_made_is_kept() {
+    let Some(_) = need::root() else { return };
+    let bed = Bed::new();
+    let b = bed.bundle().hook("createRuntime", "sleep 0.5").args(["sleep", "1000"]);
+    let c = Supervised::new(&b);
+    let run = start(&mut c.run_command(&["--detach", "--restart", "always", "--stop-timeout", "0"]));
+    c.until("it is being made", |state| state["supervisor"].as_i64().is_some_and(|pid| pid > 0));
+    c.verb("stop", &[]).success();
+    run.wait();
+    let state = c.state();
+    assert_eq!((state["status"].as_str(), state["stopped"].as_bool()), (Some("exited"), Some(true)));
+}

@@ -25,11 +25,9 @@ pub struct Options {
     pub root: String,
     pub criu_path: String,
     pub systemd_cgroup: bool,
+    /// containerd itself makes it the checkpoint of the request.
     pub criu_image_path: String,
     pub criu_work_path: String,
-    /// What dockerd gives for its own reasons.
-    pub type_url: String,
-    pub config_path: String,
 }
 
 /// Where the state of containers is, a folder for each namespace below, if nobody says otherwise.
@@ -58,7 +56,6 @@ impl Options {
                     systemd_cgroup: o.systemd_cgroup,
                     criu_image_path: o.criu_image_path,
                     criu_work_path: o.criu_work_path,
-                    ..Options::default()
                 })
             }
             name if name.ends_with("runtimeoptions.v1.Options") => {

@@ -11,14 +11,13 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use report::{Kind, error};
-use runtime::cgroup::{self, Record, oom};
+use runtime::cgroup::{self, Record};
 use runtime::protobuf::Message;
 use sys::process::Exit;
 
@@ -36,6 +35,7 @@ use super::{metrics, rootfs, ttrpc};
 use crate::copy::Terminal;
 use crate::executor::Once;
 use crate::exits::Ended;
+use crate::oom;
 use crate::task::{Checkpoint, Container, Host, Launched, not_found, wrong_state};
 
 /// The containers of this shim.
@@ -55,7 +55,7 @@ pub struct Service {
 struct Task {
     container: Container,
     options: Options,
-    init: Process,
+    init: Rc<Process>,
     execs: RefCell<BTreeMap<String, Rc<Process>>>,
     /// Without a pid namespace of its own, processes may outlive the first one.
     own_pids: bool,
@@ -118,6 +118,10 @@ impl Process {
         }
         self.held.replace(held);
         Ok(())
+    }
+
+    fn is_init(&self) -> bool {
+        self.exec_id.is_empty()
     }
 
     fn end(&self, ended: Ended) {
@@ -291,7 +295,7 @@ impl Service {
         let task = Rc::new(Task {
             container,
             options,
-            init: Process::new(String::new(), names, Vec::new()),
+            init: Rc::new(Process::new(String::new(), names, Vec::new())),
             execs: RefCell::default(),
             own_pids,
             cgroup: RefCell::default(),
@@ -336,40 +340,10 @@ impl Service {
 
     /// Tell when the kernel kills for lack of memory.
     fn watch_memory(&self, task: &Rc<Task>, record: &Record) {
-        let mut watch = match oom::Watch::new(record) {
-            Ok(watch) => watch,
-            Err(e) => {
-                log::debug!("no events of lack of memory: {e:#}");
-                return;
-            }
-        };
-        let (host, events, id) = (self.host.clone(), self.events.clone(), task.container.id.clone());
-        let gone = task.init.exited.clone();
-        self.host.on.spawn(async move {
-            let told = async {
-                loop {
-                    if host.on.readable(watch.as_fd()).await.is_err() {
-                        return;
-                    }
-                    match watch.take() {
-                        Ok(0) => {}
-                        Ok(_) => {
-                            let event = TaskOf { container_id: id.clone() };
-                            events.publish("/tasks/oom", "TaskOOM", &event.message());
-                        }
-                        Err(_) => return,
-                    }
-                    if gone.get().is_some() {
-                        return;
-                    }
-                }
-            };
-            // The last kill may be the one that ended the container: its event is there by then.
-            crate::executor::first(told, async {
-                gone.wait().await;
-                host.on.sleep(Duration::from_millis(200)).await;
-            })
-            .await;
+        let (events, id) = (self.events.clone(), task.container.id.clone());
+        oom::tell(&self.host, record, task.init.exited.clone(), move || {
+            let event = TaskOf { container_id: id.clone() };
+            events.publish("/tasks/oom", "TaskOOM", &event.message());
         });
     }
 
@@ -404,7 +378,7 @@ impl Service {
     fn tell_exit(&self, task: &Task, process: &Process, ended: Ended) {
         process.end(ended);
         let container_id = task.container.id.clone();
-        let id = if process.exec_id.is_empty() { container_id.clone() } else { process.exec_id.clone() };
+        let id = if process.is_init() { container_id.clone() } else { process.exec_id.clone() };
         let event = TaskExit {
             container_id,
             id,
@@ -417,16 +391,16 @@ impl Service {
 
     async fn start(self: &Rc<Self>, request: &ProcessRequest) -> Result<Message> {
         let task = self.task(&request.id)?;
-        let exec = if request.exec_id.is_empty() { None } else { Some(task.exec(&request.exec_id)?) };
-        let process = exec.as_deref().unwrap_or(&task.init);
+        let process = task.process(&request.exec_id)?;
         if process.state.get() != State::Created || process.starting.borrow().is_some() {
-            return wrong_state(format!("{}: it was started already", process_name(&task, process)));
+            return wrong_state(format!("{}: it was started already", process_name(&task, &process)));
         }
         let started = Once::default();
         process.starting.replace(Some(started.clone()));
-        let done = match &exec {
-            None => self.start_init(&task).await,
-            Some(exec) => self.start_exec(&task, exec).await,
+        let done = if process.is_init() {
+            self.start_init(&task).await
+        } else {
+            self.start_exec(&task, &process).await
         };
         started.set(());
         process.starting.take();
@@ -503,14 +477,13 @@ impl Service {
 
     async fn delete(&self, request: &ProcessRequest) -> Result<Message> {
         let task = self.task(&request.id)?;
-        let exec = if request.exec_id.is_empty() { None } else { Some(task.exec(&request.exec_id)?) };
-        let process = exec.as_deref().unwrap_or(&task.init);
+        let process = task.process(&request.exec_id)?;
         // A container that was made and never started may be deleted; an exec too.
         let created = process.state.get() == State::Created && process.starting.borrow().is_none();
         if process.state.get() != State::Stopped && !created {
-            return wrong_state(format!("{}: it is running", process_name(&task, process)));
+            return wrong_state(format!("{}: it is running", process_name(&task, &process)));
         }
-        if exec.is_none() {
+        if process.is_init() {
             task.container.delete(&self.host).await?;
             if created && process.is_there() {
                 // `delete` has killed it.
@@ -520,30 +493,26 @@ impl Service {
         process.close(&self.host).await;
         let (exit_status, exited_at) = process.exit();
         let pid = process.pid();
-        match &exec {
-            Some(exec) => {
-                task.execs.borrow_mut().remove(&exec.exec_id);
-            }
-            None => {
-                rootfs::unmount(&task.rootfs)?;
-                self.tasks.borrow_mut().remove(&request.id);
-                let event = TaskDelete {
-                    container_id: request.id.clone(),
-                    pid,
-                    exit_status,
-                    exited_at: exited_at.clone(),
-                    id: String::new(),
-                };
-                self.events.publish("/tasks/delete", "TaskDelete", &event.message());
-            }
+        if process.is_init() {
+            rootfs::unmount(&task.rootfs)?;
+            self.tasks.borrow_mut().remove(&request.id);
+            let event = TaskDelete {
+                container_id: request.id.clone(),
+                pid,
+                exit_status,
+                exited_at: exited_at.clone(),
+                id: String::new(),
+            };
+            self.events.publish("/tasks/delete", "TaskDelete", &event.message());
+        } else {
+            task.execs.borrow_mut().remove(&process.exec_id);
         }
         Ok(DeleteResponse { pid, exit_status, exited_at }.message())
     }
 
     fn state(&self, request: &ProcessRequest) -> Result<Message> {
         let task = self.task(&request.id)?;
-        let exec = if request.exec_id.is_empty() { None } else { Some(task.exec(&request.exec_id)?) };
-        let process = exec.as_deref().unwrap_or(&task.init);
+        let process = task.process(&request.exec_id)?;
         let status = match process.state.get() {
             State::Running if task.paused.get() => PAUSED,
             state => state as u32,
@@ -578,12 +547,11 @@ impl Service {
             }
             return Ok(empty());
         }
-        let exec = if request.exec_id.is_empty() { None } else { Some(task.exec(&request.exec_id)?) };
-        let process = exec.as_deref().unwrap_or(&task.init);
+        let process = task.process(&request.exec_id)?;
         if !process.is_there() {
             return match process.state.get() {
                 State::Created => {
-                    wrong_state(format!("{}: it was not started", process_name(&task, process)))
+                    wrong_state(format!("{}: it was not started", process_name(&task, &process)))
                 }
                 _ => Err(error(Kind::NotFound, "process already finished")),
             };
@@ -594,7 +562,7 @@ impl Service {
             Err(e) if e.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {
                 Err(error(Kind::BadInput, format!("{}: no such signal", request.signal)))
             }
-            Err(e) => Err(e).with_context(|| format!("signal {}", process_name(&task, process))),
+            Err(e) => Err(e).with_context(|| format!("signal {}", process_name(&task, &process))),
         }
     }
 
@@ -673,8 +641,7 @@ impl Service {
 
     fn resize(&self, request: &ResizePtyRequest) -> Result<Message> {
         let task = self.task(&request.id)?;
-        let exec = if request.exec_id.is_empty() { None } else { Some(task.exec(&request.exec_id)?) };
-        let process = exec.as_deref().unwrap_or(&task.init);
+        let process = task.process(&request.exec_id)?;
         let small = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
         let size = sys::tty::Size { rows: small(request.height), columns: small(request.width) };
         // As with runc: without a terminal there is nothing to do.
@@ -686,8 +653,7 @@ impl Service {
 
     fn close_io(&self, request: &CloseIoRequest) -> Result<Message> {
         let task = self.task(&request.id)?;
-        let exec = if request.exec_id.is_empty() { None } else { Some(task.exec(&request.exec_id)?) };
-        let process = exec.as_deref().unwrap_or(&task.init);
+        let process = task.process(&request.exec_id)?;
         if request.stdin {
             process.held.borrow_mut().stdin = None;
         }
@@ -707,9 +673,8 @@ impl Service {
 
     async fn wait(&self, request: &ProcessRequest) -> Result<Message> {
         let task = self.task(&request.id)?;
-        let exec = if request.exec_id.is_empty() { None } else { Some(task.exec(&request.exec_id)?) };
-        let exited = exec.as_deref().unwrap_or(&task.init).exited.clone();
-        drop((task, exec));
+        let exited = task.process(&request.exec_id)?.exited.clone();
+        drop(task);
         let ended = exited.wait().await;
         Ok(WaitResponse { exit_status: ended.status(), exited_at: Some(ended.at.into()) }.message())
     }
@@ -736,8 +701,12 @@ impl Service {
 }
 
 impl Task {
-    fn exec(&self, id: &str) -> Result<Rc<Process>> {
-        self.execs.borrow().get(id).cloned().ok_or_else(|| not_found(&format!("exec {id}")))
+    /// By the name of an exec; without one, the container's first.
+    fn process(&self, exec_id: &str) -> Result<Rc<Process>> {
+        if exec_id.is_empty() {
+            return Ok(self.init.clone());
+        }
+        self.execs.borrow().get(exec_id).cloned().ok_or_else(|| not_found(&format!("exec {exec_id}")))
     }
 }
 

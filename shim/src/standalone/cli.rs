@@ -571,7 +571,6 @@ fn options(
         detach_keys: given.detach_keys,
         no_pivot: given.no_pivot,
         no_new_keyring: given.no_new_keyring,
-        search: environment.path.to_string_lossy().into_owned(),
     })
 }
 

@@ -28,6 +28,7 @@ use super::logs::Stream;
 use super::state::{Dir, Status};
 use super::supervisor::Supervisor;
 use crate::executor::{Bell, First, Once, first};
+use crate::output::Listener as _;
 
 /// What can be asked for.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -107,8 +108,8 @@ pub struct Listener {
     pub done: Once<()>,
 }
 
-impl Listener {
-    pub fn output(&self, stream: Stream, bytes: &[u8]) {
+impl crate::output::Listener for Listener {
+    fn output(&self, stream: Stream, bytes: &[u8]) {
         let mut waiting = self.waiting.borrow_mut();
         if waiting.len() + bytes.len() > MOST {
             self.lost.set(self.lost.get() + bytes.len() as u64);
@@ -119,6 +120,12 @@ impl Listener {
         self.bell.ring();
     }
 
+    fn is_gone(&self) -> bool {
+        self.done.get().is_some()
+    }
+}
+
+impl Listener {
     fn tell_lost(&self, waiting: &mut VecDeque<u8>) {
         if let lost @ 1.. = self.lost.take() {
             let said =
@@ -303,7 +310,7 @@ async fn attach(this: &Rc<Supervisor>, stream: OwnedFd, mut input: Vec<u8>, stdi
     }
     let stream = Rc::new(stream);
     let listener = Rc::new(Listener::default());
-    this.listeners.borrow_mut().push(listener.clone());
+    this.output.listeners.borrow_mut().push(listener.clone());
     this.listener_came.set(());
     if let Some(status) = this.ended.get() {
         listener.end(status);
@@ -340,7 +347,7 @@ async fn attach(this: &Rc<Supervisor>, stream: OwnedFd, mut input: Vec<u8>, stdi
     };
     first(hear, listener.done.wait()).await;
     listener.done.set(());
-    this.listeners.borrow_mut().retain(|l| !Rc::ptr_eq(l, &listener));
+    this.output.listeners.borrow_mut().retain(|l| !Rc::ptr_eq(l, &listener));
 }
 
 /// To the process's input. One that does not read is waited for.
@@ -359,7 +366,7 @@ fn close_input(this: &Supervisor) {
 
 /// The container has ended for good: everybody is told, and waited for a little.
 pub async fn finish(this: &Rc<Supervisor>, status: i32) {
-    let listeners = this.listeners.borrow().clone();
+    let listeners = this.output.listeners.borrow().clone();
     let error = this.state.borrow().error.clone();
     for listener in &listeners {
         if !error.is_empty() {

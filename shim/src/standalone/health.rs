@@ -104,12 +104,7 @@ fn act(this: &Rc<Supervisor>, run: &Rc<Run>, what: OnUnhealthy) {
         OnUnhealthy::Kill => this.signal(run, 9),
         OnUnhealthy::Restart | OnUnhealthy::Stop => {
             this.wish.set(if what == OnUnhealthy::Restart { Wish::Restart } else { Wish::Stop });
-            let within = this.host.on.clone();
-            within.spawn(async move {
-                if let Err(e) = this.end_run(None).await {
-                    log::warn!("{}", report::line(&e));
-                }
-            });
+            this.end_soon();
             return;
         }
     };

@@ -148,8 +148,6 @@ pub struct Options {
     pub detach_keys: String,
     pub no_pivot: bool,
     pub no_new_keyring: bool,
-    /// PATH, for the runtime.
-    pub search: String,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

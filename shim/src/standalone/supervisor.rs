@@ -10,14 +10,13 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use runtime::cgroup::{Record, oom};
+use runtime::cgroup::Record;
 use runtime::client::Client;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -27,9 +26,11 @@ use sys::signals::Signals;
 use super::keeper::{self, DONE, NOT_MINE};
 use super::logs::{Log, Stream};
 use super::state::{Dir, LogDriver, Options, State, Status, Time};
-use super::{bundle, control, health, logs};
+use super::{bundle, control, health};
 use crate::executor::{Bell, First, Loop, Once, first};
 use crate::exits::{self, Children, Ended};
+use crate::oom;
+use crate::output::Output;
 use crate::task::{Container, Host, Launched, Streams};
 
 /// As Docker has them: the first pause, the longest one, and how long a container must run for the next pause to be the first again.
@@ -39,16 +40,13 @@ const LONG_ENOUGH: Duration = Duration::from_secs(10);
 /// How long output is waited for that others still hold open.
 const DRAIN: Duration = Duration::from_millis(500);
 
-/// Bytes that are read at once.
-const CHUNK: usize = 1 << 16;
-
 /// Everything of one container.
 pub struct Supervisor {
     pub host: Host,
     pub dir: Dir,
     pub options: Options,
     pub state: RefCell<State>,
-    log: RefCell<Log>,
+    pub output: Rc<Output<control::Listener>>,
     pub run: RefCell<Option<Rc<Run>>>,
     keeper: Option<OwnedFd>,
     /// What the keeper holds for us, by name.
@@ -63,10 +61,7 @@ pub struct Supervisor {
     pub started: Once<Result<(), String>>,
     /// The end for good.
     pub ended: Once<i32>,
-    pub listeners: RefCell<Vec<Rc<control::Listener>>>,
     pub listener_came: Once<()>,
-    compressing: Cell<bool>,
-    flushing: Cell<bool>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -119,7 +114,7 @@ pub fn supervise(root: &Path, id: &str, wait: bool) -> Result<i32> {
     let mut state = dir.state()?;
     state.supervisor = sys::process::own_pid();
     let supervisor = Rc::new(Supervisor {
-        log: RefCell::new(Log::open(id, &options.log)?),
+        output: Output::new(&host, Log::open(id, &options.log)?),
         host: host.clone(),
         options,
         state: RefCell::new(state),
@@ -132,10 +127,7 @@ pub fn supervise(root: &Path, id: &str, wait: bool) -> Result<i32> {
         wished: Bell::default(),
         started: Once::default(),
         ended: Once::default(),
-        listeners: RefCell::default(),
         listener_came: Once::default(),
-        compressing: Cell::default(),
-        flushing: Cell::default(),
         dir,
     });
     supervisor.hear_keeper()?;
@@ -199,7 +191,7 @@ impl Supervisor {
     fn signalled(self: &Rc<Self>, signal: i32) {
         match signal {
             1 => {
-                if let Err(e) = self.log.borrow_mut().reopen() {
+                if let Err(e) = self.output.log.borrow_mut().reopen() {
                     log::warn!("{e:#}");
                 }
             }
@@ -327,6 +319,12 @@ impl Supervisor {
             };
             self.run.replace(Some(run.clone()));
             self.started.set(Ok(()));
+            match self.wish.get() {
+                Wish::None => {}
+                // It came while there was no process yet.
+                Wish::Stop => self.end_soon(),
+                Wish::Restart => self.wish.set(Wish::None),
+            }
             let began = Instant::now();
             let checks = health::start(self, &run);
             let ended = self.end_of(&run).await;
@@ -477,7 +475,8 @@ impl Supervisor {
     async fn drain_what_is_left(self: &Rc<Self>) {
         for (name, stream) in [("stdout", Stream::Stdout), ("stderr", Stream::Stderr)] {
             if let Some(fd) = self.take_held(name) {
-                self.host.on.within(DRAIN, self.pump(Rc::new(fd), stream)).await;
+                let drained = self.output.attend(Rc::new(fd), stream);
+                self.host.on.within(DRAIN, drained.wait()).await;
             }
         }
     }
@@ -572,15 +571,7 @@ impl Supervisor {
         terminal: Option<Rc<OwnedFd>>,
     ) -> Result<Rc<Run>> {
         let mut streams = Vec::new();
-        let mut pump = |fd: Rc<OwnedFd>, stream: Stream| {
-            let done = Once::default();
-            streams.push(done.clone());
-            let this = self.clone();
-            self.host.on.spawn(async move {
-                this.pump(fd, stream).await;
-                done.set(());
-            });
-        };
+        let mut pump = |fd: Rc<OwnedFd>, stream: Stream| streams.push(self.output.attend(fd, stream));
         if let Some(terminal) = &terminal {
             rustix::io::ioctl_fionbio(&**terminal, true).context("make the terminal's calls not wait")?;
             pump(terminal.clone(), Stream::Stdout);
@@ -613,27 +604,11 @@ impl Supervisor {
 
     /// Note when the kernel kills for lack of memory.
     fn watch_memory(self: &Rc<Self>, run: &Rc<Run>) {
-        let watch = Record::of_process(run.pid).and_then(|record| oom::Watch::new(&record));
-        let Ok(mut watch) = watch else { return };
-        let (this, over) = (self.clone(), run.over.clone());
-        self.host.on.spawn(async move {
-            let on = this.host.on.clone();
-            let told = async {
-                while on.readable(watch.as_fd()).await.is_ok() {
-                    match watch.take() {
-                        Ok(0) => {}
-                        Ok(_) => {
-                            let saved = this.change(|state| state.oom_killed = true);
-                            saved.unwrap_or_else(|e| log::warn!("{e:#}"));
-                        }
-                        Err(_) => return,
-                    }
-                    if over.get().is_some() {
-                        return;
-                    }
-                }
-            };
-            first(told, over.wait()).await;
+        let Ok(record) = Record::of_process(run.pid) else { return };
+        let this = self.clone();
+        oom::tell(&self.host, &record, run.over.clone(), move || {
+            let saved = this.change(|state| state.oom_killed = true);
+            saved.unwrap_or_else(|e| log::warn!("{e:#}"));
         });
     }
 
@@ -682,90 +657,6 @@ impl Supervisor {
         }
     }
 
-    // ------------------------------------------------------------------ output
-
-    /// One stream, until its end.
-    async fn pump(self: &Rc<Self>, fd: Rc<OwnedFd>, stream: Stream) {
-        loop {
-            if self.host.on.readable(fd.as_fd()).await.is_err() {
-                break;
-            }
-            match self.read_some(&fd, stream) {
-                Ok(true) => {}
-                Ok(false) => break,
-                Err(e) => {
-                    log::warn!("read {}: {e}", stream.name());
-                    break;
-                }
-            }
-            while self.log.borrow().must_wait() {
-                self.host.on.sleep(Duration::from_millis(100)).await;
-                self.log.borrow_mut().flush();
-            }
-            self.keep_log();
-        }
-        self.log.borrow_mut().end(stream);
-    }
-
-    /// What is there now; `false`: the end.
-    fn read_some(&self, fd: &OwnedFd, stream: Stream) -> rustix::io::Result<bool> {
-        let mut buffer = Vec::with_capacity(CHUNK);
-        match rustix::io::read(fd, rustix::buffer::spare_capacity(&mut buffer)) {
-            Ok(0) | Err(Errno::IO) => Ok(false),
-            Ok(_) => {
-                self.log.borrow_mut().add(stream, &buffer);
-                for listener in self.listeners.borrow().iter() {
-                    listener.output(stream, &buffer);
-                }
-                Ok(true)
-            }
-            Err(Errno::AGAIN | Errno::INTR) => Ok(true),
-            Err(e) => Err(e),
-        }
-    }
-
-    /// Turn the log over, and see to it that what waits is written some day.
-    fn keep_log(self: &Rc<Self>) {
-        if self.log.borrow().is_full() && !self.compressing.get() {
-            let turned = self.log.borrow_mut().rotate();
-            match turned {
-                Ok(None) => {}
-                Ok(Some(path)) => self.compress(path),
-                Err(e) => log::warn!("{e:#}"),
-            }
-        }
-        if self.log.borrow().is_stuck() && !self.flushing.replace(true) {
-            let this = self.clone();
-            self.host.on.spawn(async move {
-                while this.log.borrow().is_stuck() {
-                    this.host.on.sleep(Duration::from_millis(250)).await;
-                    this.log.borrow_mut().flush();
-                }
-                this.log.borrow_mut().flush();
-                this.flushing.set(false);
-            });
-        }
-    }
-
-    /// In a process of its own, which takes as long as it takes.
-    fn compress(self: &Rc<Self>, path: logs::Compress) {
-        let Ok(own) = std::env::current_exe() else { return };
-        let mut command = Command::new(own);
-        command.arg0("berth-shim").arg("compress").arg(path);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        match self.host.children.start(&mut command) {
-            Ok((_, ended)) => {
-                self.compressing.set(true);
-                let this = self.clone();
-                self.host.on.spawn(async move {
-                    ended.wait().await;
-                    this.compressing.set(false);
-                });
-            }
-            Err(e) => log::warn!("{e:#}"),
-        }
-    }
-
     // ------------------------------------------------------------------ wishes
 
     /// As `docker stop`: the signal, and SIGKILL when that does not help in time.
@@ -797,6 +688,16 @@ impl Supervisor {
             run.over.wait().await;
         }
         Ok(())
+    }
+
+    /// The same, beside everything else.
+    pub fn end_soon(self: &Rc<Self>) {
+        let this = self.clone();
+        self.host.on.spawn(async move {
+            if let Err(e) = this.end_run(None).await {
+                log::warn!("{}", report::line(&e));
+            }
+        });
     }
 
     /// To the process that the pidfd stands for, and to no other one.

@@ -9,6 +9,8 @@
 //!  conmon ── EXIT-DIR/ID, PERSIST-DIR/exit: the status; then the exit command
 //! ```
 
+mod args;
+
 use std::cell::{Cell, RefCell};
 use std::ffi::OsString;
 use std::fs::File;
@@ -22,7 +24,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use report::{Kind, error};
 use runtime::cgroup::Record;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -30,52 +31,18 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use sys::process::Exit;
 use sys::signals::Signals;
 
+use self::args::{Args, log_options, parse};
 use crate::executor::{Bell, Loop, Once, first};
 use crate::exits::{self, Children, Ended};
 use crate::oom;
 use crate::output::Output;
-use crate::standalone::{Log, LogDriver, LogOptions, Stream, parse_size};
+use crate::standalone::{Log, LogDriver, LogOptions, Stream};
 use crate::task::Host;
 
 /// The most that podman reads at once.
 const PACKET: usize = 8192;
 /// Bytes that may wait for somebody who is attached.
 const MOST: usize = 1 << 20;
-
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Args {
-    api_version: u32,
-    bundle: PathBuf,
-    id: String,
-    uuid: String,
-    name: String,
-    runtime: PathBuf,
-    runtime_args: Vec<OsString>,
-    runtime_opts: Vec<OsString>,
-    own_pid_file: Option<PathBuf>,
-    pid_file: Option<PathBuf>,
-    exec: bool,
-    exec_attach: bool,
-    process: Option<PathBuf>,
-    exit_command: Vec<OsString>,
-    exit_delay: u64,
-    exit_dir: Option<PathBuf>,
-    persist_dir: Option<PathBuf>,
-    leave_stdin_open: bool,
-    logs: Vec<String>,
-    log_size_max: u64,
-    log_tag: String,
-    no_new_keyring: bool,
-    no_pivot: bool,
-    restore: Option<PathBuf>,
-    notify: Option<PathBuf>,
-    socket_dir: Option<PathBuf>,
-    stdin: bool,
-    systemd_cgroup: bool,
-    terminal: bool,
-    timeout: u64,
-    sync: bool,
-}
 
 /// Pipes that podman has opened, by number, as the environment names them.
 pub struct Environment {
@@ -102,114 +69,6 @@ pub fn main(args: impl Iterator<Item = OsString>, environment: &Environment) -> 
             1
         }
     }
-}
-
-/// As GLib reads a command line: `-x value`, `--long value`, `--long=value`. `None`: the version is asked for.
-fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Option<Args>> {
-    let mut out = Args::default();
-    let bad = |message: String| error(Kind::BadInput, message);
-    while let Some(arg) = args.next() {
-        let text = arg.to_string_lossy().into_owned();
-        let Some(flag) = text.strip_prefix("--").or_else(|| text.strip_prefix('-')) else {
-            return Err(bad(format!("{text:?}: unexpected argument")));
-        };
-        let (name, mut given) = match flag.split_once('=') {
-            Some((name, value)) => (name, Some(OsString::from(value))),
-            None => (flag, None),
-        };
-        let mut value =
-            || given.take().or_else(|| args.next()).ok_or_else(|| bad(format!("{text}: it needs a value")));
-        let words = |value: OsString| value.to_string_lossy().into_owned();
-        let number = |value: OsString| -> Result<u64> {
-            let text = value.to_string_lossy().into_owned();
-            text.parse::<i64>()
-                .map(|n| n.max(0).cast_unsigned())
-                .map_err(|_| bad(format!("--{name} {text}: expected a number")))
-        };
-        match name {
-            "api-version" => out.api_version = number(value()?)?.try_into().unwrap_or(u32::MAX),
-            "b" | "bundle" => out.bundle = value()?.into(),
-            "c" | "cid" => out.id = words(value()?),
-            "u" | "cuuid" => out.uuid = words(value()?),
-            "n" | "name" => out.name = words(value()?),
-            "r" | "runtime" => out.runtime = value()?.into(),
-            "runtime-arg" => out.runtime_args.push(value()?),
-            "runtime-opt" | "restore-arg" => out.runtime_opts.push(value()?),
-            "P" | "conmon-pidfile" => out.own_pid_file = Some(value()?.into()),
-            "p" | "container-pidfile" | "pidfile" => out.pid_file = Some(value()?.into()),
-            "e" | "exec" => out.exec = true,
-            "exec-attach" | "attach" => out.exec_attach = true,
-            "exec-process-spec" => out.process = Some(value()?.into()),
-            "exit-command" => out.exit_command.insert(0, value()?),
-            "exit-command-arg" => out.exit_command.push(value()?),
-            "exit-delay" => out.exit_delay = number(value()?)?,
-            "exit-dir" => out.exit_dir = Some(value()?.into()),
-            "0" | "persist-dir" => out.persist_dir = Some(value()?.into()),
-            "leave-stdin-open" => out.leave_stdin_open = true,
-            "l" | "log-path" => out.logs.push(words(value()?)),
-            "log-size-max" => {
-                let text = words(value()?);
-                out.log_size_max = if text.starts_with('-') { 0 } else { parse_size(&text).unwrap_or(0) };
-            }
-            "log-tag" => out.log_tag = words(value()?),
-            // What it says goes to the same places at every level.
-            "log-level"
-            | "log-size-global-max"
-            | "log-global-size-max"
-            | "log-label"
-            | "replace-listen-pid" => {
-                value()?;
-            }
-            "syslog" | "full-attach" | "no-sync-log" | "no-container-partial-message" | "log-rotate" => {}
-            "no-new-keyring" => out.no_new_keyring = true,
-            "no-pivot" => out.no_pivot = true,
-            "restore" => out.restore = Some(value()?.into()),
-            "sdnotify-socket" => out.notify = Some(value()?.into()),
-            "socket-dir-path" => out.socket_dir = Some(value()?.into()),
-            "i" | "stdin" => out.stdin = true,
-            "s" | "systemd-cgroup" => out.systemd_cgroup = true,
-            "t" | "terminal" => out.terminal = true,
-            "T" | "timeout" => out.timeout = number(value()?)?,
-            "sync" => out.sync = true,
-            "version" => return Ok(None),
-            other => return Err(bad(format!("--{other}: unknown option"))),
-        }
-    }
-    if out.id.is_empty() || out.runtime.as_os_str().is_empty() {
-        return Err(bad("--cid and --runtime must be given".to_owned()));
-    }
-    if out.exec && out.process.is_none() {
-        return Err(bad("--exec: --exec-process-spec must be given".to_owned()));
-    }
-    if out.bundle.as_os_str().is_empty() {
-        out.bundle = std::env::current_dir().context("find the working directory")?;
-    }
-    Ok(Some(out))
-}
-
-/// `DRIVER:PATH`, or a path alone.
-fn log_options(args: &Args) -> Result<LogOptions> {
-    let mut out =
-        LogOptions { driver: LogDriver::None, max_file: 1, max_buffer: 1 << 20, ..LogOptions::default() };
-    out.max_size = args.log_size_max;
-    for log in &args.logs {
-        let (driver, path) = log.split_once(':').unwrap_or(("", log));
-        (out.driver, out.path) = match (driver, path) {
-            ("", "none" | "off" | "null") | ("none" | "off" | "null", _) => continue,
-            ("", "passthrough") | ("passthrough" | "passthrough-tty", _) => {
-                (LogDriver::Passthrough, PathBuf::new())
-            }
-            ("", "journald") | ("journald", _) => (LogDriver::Journald, PathBuf::new()),
-            ("" | "k8s-file" | "json-file", path) => (LogDriver::K8sFile, PathBuf::from(path)),
-            (other, _) => {
-                return Err(error(
-                    Kind::Unsupported,
-                    format!("--log-path {log}: unknown kind of log {other:?}"),
-                ));
-            }
-        };
-    }
-    Ok(out)
 }
 
 fn pipe(number: Option<&String>) -> Option<OwnedFd> {
@@ -825,35 +684,4 @@ fn forward_notifications(host: &Host, bundle: &Path, to: &Path) -> Result<PathBu
         }
     });
     Ok(path)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn args(line: &str) -> Result<Option<Args>> {
-        parse(line.split_whitespace().map(OsString::from))
-    }
-
-    #[test]
-    fn podmans_command_line() {
-        let line = "--api-version 1 -c ID -u UUID -r /r -b /b -p /b/pidfile -n name --exit-dir /exits --persist-dir /p --full-attach -s \
-                    -l k8s-file:/log --log-level warning --syslog --runtime-arg --log-format=json --runtime-arg --log --conmon-pidfile /pid \
-                    --exit-command /podman --exit-command-arg --root --exit-command-arg /x -t -i";
-        let parsed = args(line).unwrap().unwrap();
-        assert_eq!((parsed.id.as_str(), parsed.uuid.as_str(), parsed.api_version), ("ID", "UUID", 1));
-        assert_eq!(parsed.runtime_args, ["--log-format=json", "--log"]);
-        assert_eq!(parsed.exit_command, ["/podman", "--root", "/x"]);
-        assert!(parsed.terminal && parsed.stdin && parsed.systemd_cgroup && !parsed.exec);
-        let log = log_options(&parsed).unwrap();
-        assert_eq!((log.driver, log.path.as_path()), (LogDriver::K8sFile, Path::new("/log")));
-        assert!(args("--version").unwrap().is_none());
-        for (line, said) in [
-            ("-c x", "--cid and --runtime"),
-            ("-c x -r y -e", "--exec-process-spec"),
-            ("--nope", "unknown option"),
-        ] {
-            assert!(format!("{:#}", args(line).unwrap_err()).contains(said), "{line}");
-        }
-    }
 }

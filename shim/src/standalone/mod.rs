@@ -23,6 +23,7 @@
 //!    init.pid, log.json … of the runtime
 //! ```
 
+mod args;
 mod attach;
 mod bundle;
 mod cli;

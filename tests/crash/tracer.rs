@@ -355,20 +355,28 @@ impl<'a> Tracer<'a> {
                 return;
             }
         }
-        // The child is ours from now on, though its own first stop may be reported later: what kills or lets go of all
-        // must not miss it.
-        let made_one = event == ptrace::Event::PTRACE_EVENT_CLONE as i32
-            || event == ptrace::Event::PTRACE_EVENT_FORK as i32
-            || event == ptrace::Event::PTRACE_EVENT_VFORK as i32;
-        if made_one && let Some(child) = ptrace::getevent(pid).ok().and_then(|n| i32::try_from(n).ok()) {
-            self.meet(Pid::from_raw(child));
-        }
+        self.meet_child(pid, event);
         if event == EVENT_STOP {
             // Also a group stop, in which a process would rest; the runtimes here do not use them.
             resume(pid, None);
             return;
         }
         resume(pid, None);
+    }
+
+    /// The child is ours from now on, though its own first stop may be reported later: what kills or lets go of all must
+    /// not miss it. Nor must it wait for one that is no longer ours: a child runs before its parent stands at this event,
+    /// and can have ended by then.
+    fn meet_child(&mut self, parent: Pid, event: i32) {
+        let made_one = event == ptrace::Event::PTRACE_EVENT_CLONE as i32
+            || event == ptrace::Event::PTRACE_EVENT_FORK as i32
+            || event == ptrace::Event::PTRACE_EVENT_VFORK as i32;
+        if made_one
+            && let Some(child) = ptrace::getevent(parent).ok().and_then(|n| i32::try_from(n).ok())
+            && is_traced(child)
+        {
+            self.meet(Pid::from_raw(child));
+        }
     }
 
     /// Whoever is left runs on alone.
@@ -389,7 +397,11 @@ impl<'a> Tracer<'a> {
                     continue;
                 }
                 Ok(WaitStatus::Stopped(pid, signal)) => (pid, Some(signal)),
-                Ok(WaitStatus::PtraceEvent(pid, _, _) | WaitStatus::PtraceSyscall(pid)) => (pid, None),
+                Ok(WaitStatus::PtraceEvent(pid, _, event)) => {
+                    self.meet_child(pid, event);
+                    (pid, None)
+                }
+                Ok(WaitStatus::PtraceSyscall(pid)) => (pid, None),
                 Ok(_) | Err(Errno::EINTR) => continue,
                 Err(_) => return,
             };
@@ -408,6 +420,13 @@ fn thread_group(thread: Pid) -> Option<Pid> {
     let status = fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("Tgid:"))?;
     line.trim().parse().ok().map(Pid::from_raw)
+}
+
+/// One whose end was reported is not, even while its parent has not collected it.
+fn is_traced(pid: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let tracer = status.lines().find_map(|l| l.strip_prefix("TracerPid:"));
+    tracer.is_some_and(|pid| pid.trim() != "0")
 }
 
 fn is_gate(pid: Pid) -> bool {

@@ -113,6 +113,13 @@ fn converse(
     log: &Path,
     mut notified: impl FnMut(&str, i32, Vec<OwnedFd>) -> Result<()>,
 ) -> Result<Response> {
+    // The log of an earlier try would be taken for this one's.
+    match fs::remove_file(log) {
+        Err(e) if e.kind() != ErrorKind::NotFound => {
+            return Err(e).with_context(|| format!("remove {}", log.display()));
+        }
+        _ => {}
+    }
     let (ours, theirs) = socket::pair().context("make a socket pair")?;
     rustix::io::fcntl_setfd(&theirs, FdFlags::empty()).context("pass a socket on")?;
     let mut criu = Command::new(program)
@@ -169,12 +176,13 @@ fn reason(response: &Response) -> String {
     }
 }
 
-/// criu says little on the wire and much in its log. The last of its errors are the ones that stopped it.
+/// criu says little on the wire (the first of its errors, which may be one that stopped nothing) and much in its log. The
+/// last of its errors are the ones that stopped it.
 fn failed(log: &Path, reason: &str) -> anyhow::Error {
     let text = fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-    let mut told = errors(reason);
+    let mut told = errors(&text);
     if told.is_empty() {
-        told = errors(&text);
+        told = errors(reason);
     }
     let error = match &told[told.len().saturating_sub(4)..] {
         [] => anyhow!("criu: {reason}"),
@@ -231,6 +239,9 @@ const OUTER_NAMESPACES: [(&str, u64, &str); 2] = [
 
 /// criu names a mask of a file by what covers it.
 const MASK: &str = "/dev/null";
+
+/// How criu's name of a file outside of the container begins: `file[MOUNT:INODE]`, in hexadecimal.
+const OUTER_FILE: &str = "file[";
 
 /// Where the images keep what the standard descriptors were.
 const DESCRIPTORS: &str = "descriptors.json";

@@ -85,6 +85,47 @@ fn a_container_sleeps_on_disk_and_goes_on() {
     bed.is_clean();
 }
 
+/// As a shim gives them: fifos and files of the host, of which the container has no mount.
+#[test]
+fn fifos_and_files_of_the_host_are_those_of_the_restore() {
+    let Some(criu) = criu() else { return };
+    let bed = Bed::new();
+    let bundle =
+        bed.bundle().sh("i=0; while :; do i=$((i+1)); echo $i; echo $i > /tmp/count; sleep 0.1; done");
+    let (criu, dir) = (criu.display().to_string(), bundle.dir.display().to_string());
+    let (images, id) = (bed.path("images").display().to_string(), bundle.fresh_id());
+    bundle.write(&id);
+    bed.adopt(&id);
+    let open = |name: &str| {
+        let path = bed.path(name);
+        if name.starts_with("fifo") {
+            nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("make a fifo");
+        }
+        // criu wants a file that is not only appended to to have its size as well.
+        let mut options = fs::File::options();
+        options.read(name.starts_with("fifo")).write(name.starts_with("fifo")).append(true).create(true);
+        options.open(path).expect("open")
+    };
+    let run = |args: &[&str], names: [&str; 2]| {
+        let mut command = bed.command();
+        command.args(args).stdin(open(names[0])).stdout(open(names[1])).stderr(open("said"));
+        let ok = command.status().expect("start the runtime").success();
+        assert!(ok, "{args:?}: {}", fs::read_to_string(bed.path("said")).expect("read"));
+    };
+    run(&["run", "--detach", "--bundle", &dir, &id], ["fifo-before", "before"]);
+    counts_beyond(&bundle, 3);
+    bed.call(&["--criu", &criu, "checkpoint", "--image-path", &images, &id]).success();
+    let asleep = count(&bundle);
+    let args = ["--criu", &criu, "restore", "--detach", "--bundle", &dir, "--image-path", &images, &id];
+    run(&args, ["fifo-after", "after"]);
+    counts_beyond(&bundle, asleep + 3);
+    let after = fs::read_to_string(bed.path("after")).expect("read what it said");
+    let first = after.lines().next().and_then(|line| line.parse::<u32>().ok());
+    assert!(first.is_some_and(|n| n >= asleep), "{asleep}, then {after:?}");
+    bed.call(&["delete", "--force", &id]).success();
+    bed.is_clean();
+}
+
 #[test]
 fn leave_running_leaves_it_running_and_damaged_images_restore_nothing() {
     let Some(criu) = criu() else { return };

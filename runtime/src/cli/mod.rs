@@ -1,6 +1,7 @@
 //! The command line: runc's verbs and flags, one file a verb. A verb's arguments are built only when it is
 //! the one that was called, because building all of them takes longer than starting a container's clone.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -125,7 +126,9 @@ const VERBS: &[Verb] = &[
 /// Parse, run, report; the result is the exit code.
 pub fn main() -> i32 {
     // An error speaks of the whole command line: what else the mistaken word may have meant.
-    let matches = command_for(std::env::args_os()).try_get_matches().or_else(|_| command().try_get_matches());
+    let matches = command_for(std::env::args_os())
+        .try_get_matches()
+        .or_else(|_| command().try_get_matches_from(with_two_dashes(std::env::args_os().collect())));
     let matches = match matches {
         Ok(matches) => matches,
         Err(e) => {
@@ -153,7 +156,7 @@ pub fn command() -> Command {
 }
 
 /// The same for one command line: of the verbs, those that stand in it. All, when none does or help is asked for.
-fn command_for(args: impl Iterator<Item = std::ffi::OsString>) -> Command {
+fn command_for(args: impl Iterator<Item = OsString>) -> Command {
     let mut found = 0u32;
     for arg in args.skip(1) {
         let Some(arg) = arg.to_str() else { continue };
@@ -169,6 +172,30 @@ fn command_for(args: impl Iterator<Item = std::ffi::OsString>) -> Command {
     }
     let chosen = VERBS.iter().enumerate().filter(|(at, _)| found & (1 << at) != 0);
     globals().subcommands(chosen.map(|(_, verb)| verb.command()))
+}
+
+/// runc takes a long option with one dash as well, and containerd writes `-no-subreaper`. What may be an argument of the
+/// container's program stays as it is.
+fn with_two_dashes(mut words: Vec<OsString>) -> Vec<OsString> {
+    let mut all = command();
+    all.build();
+    let mut known = &all;
+    for word in words.iter_mut().skip(1) {
+        let Some(text) = word.to_str() else { continue };
+        let name = text.strip_prefix('-').map(|rest| rest.split_once('=').map_or(rest, |(name, _)| name));
+        match name {
+            Some(name) if name.len() > 1 && known.get_arguments().any(|a| a.get_long() == Some(name)) => {
+                *word = format!("-{text}").into();
+            }
+            None => match known.find_subcommand(text) {
+                Some(verb) => known = verb,
+                None if known.get_name() == "exec" => break,
+                None => {}
+            },
+            Some(_) => {}
+        }
+    }
+    words
 }
 
 /// What stands before the verb.
@@ -267,4 +294,28 @@ pub fn print_json(value: &impl serde::Serialize, indent: &str) -> Result<()> {
 pub fn print(text: &str) -> Result<()> {
     use std::io::Write;
     std::io::stdout().write_all(text.as_bytes()).context("write to standard output")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::with_two_dashes;
+
+    #[test]
+    fn one_dash_is_as_good_as_two() {
+        for (given, expected) in [
+            (
+                "x restore --pid-file p -no-subreaper -bundle b c",
+                "x restore --pid-file p --no-subreaper --bundle b c",
+            ),
+            ("x -root r -log=l state c", "x --root r --log=l state c"),
+            ("x exec -cap CAP_CHOWN c ls -cap", "x exec --cap CAP_CHOWN c ls -cap"),
+            ("x exec -it c ls", "x exec -it c ls"),
+            ("x run -nothing c", "x run -nothing c"),
+        ] {
+            let words = given.split(' ').map(Into::into).collect();
+            let found: Vec<_> =
+                with_two_dashes(words).into_iter().map(|w| w.into_string().expect("text")).collect();
+            assert_eq!(found.join(" "), expected);
+        }
+    }
 }

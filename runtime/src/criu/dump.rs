@@ -1,14 +1,17 @@
 //! Writes the processes of a container to disk.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use oci_spec::runtime::Spec;
 
 use super::message::{Kind, opts};
-use super::{DESCRIPTORS, Folders, MASK, OUTER_NAMESPACES, Options, binds, common, config_file, converse};
+use super::{
+    DESCRIPTORS, Folders, MASK, OUTER_FILE, OUTER_NAMESPACES, Options, binds, common, config_file, converse,
+};
 use crate::cgroup::Record;
 use crate::plan::Plan;
 use crate::plan::resources::View;
@@ -82,7 +85,13 @@ pub fn dump(
     let kind = if dump.pre_dump { Kind::PreDump } else { Kind::Dump };
     if kind == Kind::Dump {
         message = outer_mounts(message, state, spec, plan);
-        remember_descriptors(&options.images, state.pid)?;
+        let descriptors = descriptors(state.pid)?;
+        for key in descriptors.iter().filter(|key| key.starts_with(OUTER_FILE)).collect::<BTreeSet<_>>() {
+            message = message.bytes(opts::EXTERNAL, key);
+        }
+        let path = options.images.join(DESCRIPTORS);
+        fs::write(&path, serde_json::to_vec(&descriptors)?)
+            .with_context(|| format!("write {}", path.display()))?;
     }
     let log = options.work.as_ref().unwrap_or(&options.images).join(LOG);
     converse(program, kind, message, &log, |_, _, _| Ok(())).map(drop)
@@ -128,18 +137,55 @@ pub fn cgroup_binds(plan: &Plan) -> Vec<(String, PathBuf)> {
     }
 }
 
-/// What standard input, output and error are: `restore` gives pipes of its own in their place.
-fn remember_descriptors(images: &Path, pid: i32) -> Result<()> {
-    let link = |fd: u32| {
+/// What standard input, output and error are: `restore` gives its own in the place of pipes and of files that are the host's.
+fn descriptors(pid: i32) -> Result<Vec<String>> {
+    let path = format!("/proc/{pid}/mountinfo");
+    let mountinfo = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let name = |fd: u32| {
         let path = format!("/proc/{pid}/fd/{fd}");
-        match fs::read_link(&path) {
-            Ok(target) => Ok(target.display().to_string()),
+        let look = || -> std::io::Result<String> {
+            let target = fs::read_link(&path)?.display().to_string();
+            let found = fs::metadata(&path)?;
+            let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}"))?;
+            let outer = found.file_type().is_fifo() || found.file_type().is_file();
+            Ok(match outer_mount(&info, &mountinfo) {
+                Some(mount) if outer && target.starts_with('/') => {
+                    format!("{OUTER_FILE}{mount:x}:{:x}]", found.ino())
+                }
+                _ => target,
+            })
+        };
+        match look() {
             // A process may close them.
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
-            Err(e) => Err(e).with_context(|| format!("read {path}")),
+            found => found.with_context(|| format!("read {path}")),
         }
     };
-    let names = (0..3).map(link).collect::<Result<Vec<String>>>()?;
-    let path = images.join(DESCRIPTORS);
-    fs::write(&path, serde_json::to_vec(&names)?).with_context(|| format!("write {}", path.display()))
+    (0..3).map(name).collect()
+}
+
+/// The mount that a descriptor (its proc_pid_fdinfo(5)) was opened on, if it is none of the process's own (its
+/// proc_pid_mountinfo(5)).
+fn outer_mount(fdinfo: &str, mountinfo: &str) -> Option<u64> {
+    let mount = fdinfo.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim();
+    let own = mountinfo.lines().any(|line| line.split(' ').next() == Some(mount));
+    if own { None } else { mount.parse().ok() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::outer_mount;
+
+    #[test]
+    fn files_of_the_host() {
+        let mounts = "155 100 0:50 / / rw - overlay overlay rw\n1156 155 0:51 / /proc rw - proc proc rw\n";
+        for (info, expected) in [
+            ("pos:\t0\nflags:\t0100000\nmnt_id:\t155\nino:\t9\n", None),
+            ("pos:\t0\nmnt_id:\t56\n", Some(56)),
+            ("pos:\t0\nmnt_id:\t15\n", Some(15)),
+            ("pos:\t0\n", None),
+        ] {
+            assert_eq!(outer_mount(info, mounts), expected, "{info}");
+        }
+    }
 }

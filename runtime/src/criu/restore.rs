@@ -12,7 +12,8 @@ use sys::process::{self, flags};
 use super::dump::cgroup_binds;
 use super::message::{Kind, opts};
 use super::{
-    DESCRIPTORS, Folders, MASK, OUTER_NAMESPACES, Options, binds, common, config_file, converse, inherited,
+    DESCRIPTORS, Folders, MASK, OUTER_FILE, OUTER_NAMESPACES, Options, binds, common, config_file, converse,
+    inherited,
 };
 use crate::cgroup::Cgroup;
 use crate::host::Host;
@@ -135,7 +136,8 @@ impl Sleeper<'_> {
             message = message.pair(opts::EXT_MNT, &destination, &source.display().to_string());
         }
         message = message.pair(opts::EXT_MNT, MASK, MASK);
-        for (fd, name) in self.descriptors.iter().enumerate().filter(|(_, name)| name.contains("pipe:")) {
+        let ours = |name: &String| name.contains("pipe:") || name.starts_with(OUTER_FILE);
+        for (fd, name) in self.descriptors.iter().enumerate().filter(|(_, name)| ours(name)) {
             message = message.message(opts::INHERIT_FD, inherit(name, fd as u64));
         }
         for joined in &plan.namespaces.joined {

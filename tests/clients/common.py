@@ -16,7 +16,8 @@ class Absent(Exception):
 def sh(argv, timeout=60, **kw):
     """the finished process, with its output as text; no step may hang the run"""
     try:
-        p = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=timeout, **kw)
+        given = {"input": kw.pop("input").encode()} if "input" in kw else {"stdin": subprocess.DEVNULL}
+        p = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=timeout, **given, **kw)
     except subprocess.TimeoutExpired as e:
         raise Failed("no end after %d s: %s" % (timeout, " ".join(argv))) from e
     # Not subprocess's own text mode: it hides the carriage returns of a terminal.

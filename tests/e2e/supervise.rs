@@ -101,6 +101,21 @@ fn a_users_stop_is_final() {
     assert_eq!(c.state()["status"], "running");
 }
 
+/// Its supervisor may still be putting things away then.
+#[test]
+fn one_that_was_just_stopped_can_be_removed() {
+    let Some(_) = need::root() else { return };
+    let bed = Bed::new();
+    let b = bed.bundle().sh("trap '' TERM; while :; do sleep 0.02; done");
+    for _ in 0..10 {
+        let c = Supervised::new(&b);
+        c.start(&[]);
+        c.verb("rm", &[]).fails_in_one_line();
+        c.verb("stop", &["-t", "0s"]).success();
+        c.verb("rm", &[]).success();
+    }
+}
+
 /// Kill supervisor, keeper or both; the container goes on, its log too, and its exit status is the true one.
 fn killed(who: impl Fn(&Supervised<'_>) -> Vec<i32>) {
     let bed = Bed::new();

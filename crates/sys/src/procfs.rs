@@ -22,8 +22,10 @@ pub fn open_own_dir(path: &str) -> Result<OwnedFd> {
 /// Open below a procfs, never leaving it: neither through what is mounted in it nor through its magic links.
 fn open(path: &str, flags: OFlags) -> Result<OwnedFd> {
     let root = root().context("open procfs")?;
+    // openat2 refuses what means nothing for O_PATH, where open ignores it.
+    let terminal = if flags.contains(OFlags::PATH) { OFlags::empty() } else { OFlags::NOCTTY };
     let stay = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
-    rustix::fs::openat2(&root, path, flags | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty(), stay)
+    rustix::fs::openat2(&root, path, flags | OFlags::CLOEXEC | terminal, Mode::empty(), stay)
         .with_context(|| format!("open /proc/{path}"))
 }
 
@@ -55,5 +57,19 @@ fn write_once(mut file: File, value: &[u8]) -> Result<()> {
         Err(anyhow!("only {written} of {} bytes were taken", value.len()))
     } else {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::open_own_dir;
+
+    #[test]
+    fn own_folders() {
+        for name in ["fd", "attr"] {
+            let there = std::path::Path::new("/proc/self").join(name).is_dir();
+            assert_eq!(open_own_dir(name).is_ok(), there, "{name}");
+        }
+        assert!(open_own_dir("../../dev").is_err());
     }
 }

@@ -642,9 +642,13 @@ fn remove(root: &Path, id: &str, force: bool) -> Result<()> {
     let until = Instant::now() + Duration::from_secs(30);
     let lock = loop {
         while let Some(mut client) = client(root, &dir)? {
-            if !force {
+            if !force && dir.state()?.lives() {
                 return Err(error(Kind::WrongState, "it runs"))
                     .hint(|| format!("`berth-shim stop {id}` first, or --force"));
+            }
+            // One that has just ended may still have somebody who puts its things away.
+            if !force {
+                break;
             }
             if client.ask(&Request::Stop { timeout: Some(0) })?.is_some() {
                 client.ask(&Request::Wait)?;

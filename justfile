@@ -89,27 +89,25 @@ dist:
 
 # shell completions (bash, zsh, fish) and man pages in target/dist/
 man:
-    cargo run --quiet -p berth-runtime --example assets -- {{dist}}
-    cargo run --quiet -p berth-builder --example assets -- {{dist}}
-    cargo run --quiet -p berth-shim --example assets -- {{dist}}
+    rm -rf {{dist}}/man {{dist}}/completions
+    cargo run --quiet -p package -- {{dist}}
 
 # make the list of functions that the release binary keeps side by side anew (after larger changes; see runtime/build.rs)
 order:
     BERTH_LINK_MAP={{release}}/berth-runtime.map {{release_build}}
     tests/bench/runtime/order {{release}}/berth-runtime {{release}}/berth-runtime.map >runtime/symbols.order.new && mv runtime/symbols.order.new runtime/symbols.order
 
-# install the release binaries into PREFIX/bin (default /usr/local)
-install PREFIX="/usr/local": dist
-    install -D -m 755 {{dist}}/berth-runtime {{ trim_start_match(PREFIX, "PREFIX=") }}/bin/berth-runtime
-    install -D -m 755 {{dist}}/berth-builder {{ trim_start_match(PREFIX, "PREFIX=") }}/bin/berth-builder
-    install -D -m 755 {{dist}}/berth-init {{ trim_start_match(PREFIX, "PREFIX=") }}/bin/berth-init
-    install -D -m 755 {{dist}}/berth-shim {{ trim_start_match(PREFIX, "PREFIX=") }}/bin/berth-shim
-    ln -sf berth-shim {{ trim_start_match(PREFIX, "PREFIX=") }}/bin/containerd-shim-berth-v2
-    ln -sf berth-shim {{ trim_start_match(PREFIX, "PREFIX=") }}/bin/berth-conmon
+# install into PREFIX (default /usr/local): programs, manual pages, completions, systemd's unit, manifests; DESTDIR before it, for packagers
+install PREFIX="/usr/local" DESTDIR="": dist man
+    crates/package/tree {{dist}} "{{DESTDIR}}" "{{ trim_start_match(PREFIX, "PREFIX=") }}"
 
-# the fuzz targets for a few seconds each, as property tests on stable
-fuzz-smoke:
-    PROPTEST_CASES=5000 cargo test --quiet -- fuzz_
+# a Debian package of the same in target/dist/
+deb: dist man
+    crates/package/deb {{dist}} {{dist}}
+
+# every fuzz target for a minute (or SECONDS) with new random inputs; NAME: those with this in their name
+fuzz-smoke SECONDS="60" NAME="":
+    tests/fuzz {{SECONDS}} {{NAME}}
 
 # fetch what the tests want and the build does not: peers from sid and the VM's image (minutes, once)
 assets:

@@ -49,8 +49,24 @@ Examples:
   berth-builder cp docker://alpine oci:layout:latest  from place to place, past the store
   docker save web | berth-builder load                out of Docker";
 
+/// `--version`: also which specifications are meant.
+fn version() -> &'static str {
+    static TEXT: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
+        let specs = [
+            ("image-spec", "1.1.1"),
+            ("distribution-spec", "1.1.1"),
+            ("runtime-spec", "1.3.0"),
+            ("dockerfile", "docker/dockerfile:1"),
+            ("caches", "inline registry local"),
+            ("attestations", "spdx-2.3 slsa-provenance-1"),
+        ];
+        report::version(env!("CARGO_PKG_VERSION"), option_env!("BERTH_COMMIT"), &specs)
+    });
+    &TEXT
+}
+
 #[derive(Debug, Parser)]
-#[command(name = PROGRAM, about = ABOUT, after_help = EXAMPLE, version, disable_help_subcommand = true)]
+#[command(name = PROGRAM, about = ABOUT, after_help = EXAMPLE, version = version(), disable_help_subcommand = true)]
 struct Cli {
     /// Where images are kept [env: BERTH_ROOT]
     #[arg(long, global = true, value_name = "FOLDER")]

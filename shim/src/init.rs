@@ -19,7 +19,8 @@ const USAGE: i32 = 1;
 const CANNOT_EXECUTE: i32 = 126;
 const NOT_FOUND: i32 = 127;
 
-const HELP: &str = "\
+/// What `-h` shows.
+pub const HELP: &str = "\
 The first process of a container: starts PROGRAM, passes signals on to it, reaps zombies, and ends as it does.
 
 Usage: berth-init [OPTIONS] [--] PROGRAM [ARGUMENT...]

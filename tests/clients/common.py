@@ -1,6 +1,6 @@
 """What every suite speaks that drives programs from outside: commands that end, probes of cgroups, an image without a registry,
 namespaces to work in and the way out of them."""
-import fcntl, glob, hashlib, io, json, os, pty, select, shutil, signal, struct, subprocess, sys, tarfile, termios, time, urllib.request
+import atexit, fcntl, glob, hashlib, io, json, os, pty, select, shutil, signal, struct, subprocess, sys, tarfile, termios, time, urllib.request
 
 MIB = 1 << 20
 
@@ -152,6 +152,18 @@ def other_root(root, dir, runtimes):
     if holder.stdout.readline() != b"ready\n":
         raise Failed("cannot enter %s" % root)
     return ["nsenter", "--target", str(holder.pid), "--mount", "--"]
+
+
+def start_registry(dir):
+    """Debian's registry on loopback; it goes with our pid namespace"""
+    conf = os.path.join(dir, "registry.yml")
+    open(conf, "w").write("version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %s/registry}, delete: {enabled: true}}\n"
+                          "http: {addr: 127.0.0.1:5000}\n" % dir)
+    log = open(os.path.join(dir, "registry.log"), "w")
+    p = subprocess.Popen(["/usr/bin/docker-registry", "serve", conf], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    atexit.register(p.kill)
+    until("the registry's answer", lambda: fetched(5000, "/v2/") == "{}")
+    return "127.0.0.1:5000"
 
 
 def end_all_here():

@@ -235,6 +235,17 @@ pub fn print(program: &str, error: &anyhow::Error) {
     }
 }
 
+/// What `--version` prints after a program's name, in runc's shape: the version, the commit that a release was made of
+/// (`BERTH_COMMIT` when it was built), and a line for each of `more`.
+#[must_use]
+pub fn version(version: &str, commit: Option<&str>, more: &[(&str, &str)]) -> String {
+    let mut out = format!("version {version}\ncommit: {}", commit.unwrap_or("unknown"));
+    for (key, value) in more {
+        out.push_str(&format!("\n{key}: {value}"));
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use anyhow::Context;

@@ -11,10 +11,19 @@ use super::state::{self, LogDriver, OnUnhealthy, Restart, parse_duration};
 /// Our own first process, looked for beside us and in PATH.
 pub(super) const INIT: &str = "berth-init";
 
+/// `--version`: also who may speak to it.
+fn version() -> &'static str {
+    static TEXT: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
+        let doors = [("containerd", "io.containerd.berth.v2, task v2 and v3"), ("conmon", "2.1.13")];
+        report::version(env!("CARGO_PKG_VERSION"), option_env!("BERTH_COMMIT"), &doors)
+    });
+    &TEXT
+}
+
 #[derive(Debug, Parser)]
 #[command(
     name = "berth-shim",
-    version,
+    version = version(),
     about = "Supervises a container, with no daemon: logs, restarts, health, exit status",
     after_help = "\
 Examples:

@@ -91,3 +91,33 @@ int main(void) { printf("%d %d %d\n", prctl(PR_GET_SECUREBITS), prctl(PR_GET_KEE
     let b = b.set("/process/user", json!({"uid": 1000, "gid": 1000}));
     b.args(["/bin/bits"]).run().success().stdout_is("0 0 1\n");
 }
+
+/// What two libraries of others see from outside, each in its own way.
+#[test]
+fn others_see_the_same_from_outside() {
+    let Some(_) = need::root() else { return };
+    let bed = Bed::new();
+    let c = bed.bundle().capabilities(&["CAP_CHOWN", "CAP_KILL"]).idle();
+    let pid = c.pid();
+    for (set, expected) in [
+        (caps::CapSet::Effective, vec![caps::Capability::CAP_CHOWN, caps::Capability::CAP_KILL]),
+        (caps::CapSet::Permitted, vec![caps::Capability::CAP_CHOWN, caps::Capability::CAP_KILL]),
+        (caps::CapSet::Inheritable, vec![]),
+    ] {
+        let found = caps::read(Some(pid), set).expect("read its capabilities");
+        assert_eq!(found, expected.into_iter().collect(), "{set:?}");
+    }
+    let process = procfs::process::Process::new(pid).expect("look at it");
+    let status = process.status().expect("read its status");
+    assert_eq!((status.capeff, status.capbnd, status.capamb), (CHOWN | KILL, Some(CHOWN | KILL), Some(0)));
+    // It is the first process of a pid namespace of its own, in mounts of its own.
+    assert_eq!(status.nspid.expect("pids in its namespaces").last(), Some(&1));
+    let own = procfs::process::Process::myself().and_then(|p| p.namespaces()).expect("read our namespaces").0;
+    let theirs = process.namespaces().expect("read its namespaces").0;
+    for kind in ["mnt", "pid", "uts", "ipc"] {
+        let kind = std::ffi::OsString::from(kind);
+        assert_ne!(own[&kind].identifier, theirs[&kind].identifier, "{kind:?}");
+    }
+    let root = process.mountinfo().expect("read its mounts").into_iter().find(|m| m.mount_point.as_os_str() == "/");
+    assert!(root.is_some(), "it has no root");
+}

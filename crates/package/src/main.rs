@@ -34,7 +34,15 @@ fn write(command: Command, completions: &Path, man: &Path) -> Result<()> {
         clap_complete::generate_to(shell, &mut command, &name, completions)
             .with_context(|| format!("write {name}'s completions for {shell}"))?;
     }
-    clap_mangen::generate_to(command, man).with_context(|| format!("write {name}'s pages to {}", man.display()))
+    // clap_complete's cases for the verbs of a program with a hyphen in its name do not have the name that it looks for.
+    let path = completions.join(format!("{name}.bash"));
+    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let wrong = format!("{}__subcmd__", name.replace('-', "__subcmd__"));
+    let right = format!("{}__subcmd__", name.replace('-', "__"));
+    std::fs::write(&path, text.replace(&wrong, &right))
+        .with_context(|| format!("write {}", path.display()))?;
+    clap_mangen::generate_to(command, man)
+        .with_context(|| format!("write {name}'s pages to {}", man.display()))
 }
 
 /// Of the program that has no clap: its `--help`, in roff.

@@ -118,6 +118,7 @@ fn others_see_the_same_from_outside() {
         let kind = std::ffi::OsString::from(kind);
         assert_ne!(own[&kind].identifier, theirs[&kind].identifier, "{kind:?}");
     }
-    let root = process.mountinfo().expect("read its mounts").into_iter().find(|m| m.mount_point.as_os_str() == "/");
+    let root =
+        process.mountinfo().expect("read its mounts").into_iter().find(|m| m.mount_point.as_os_str() == "/");
     assert!(root.is_some(), "it has no root");
 }

@@ -12,12 +12,15 @@ max_shim_bytes := "3000000"
 release_config := "--config 'target." + triple + ".rustflags=[\"-Cforce-unwind-tables=no\"]'"
 release_build := "cargo build --release -p berth-runtime " + release_config
 
+# Which commit `--version` names.
+commit := "BERTH_COMMIT=$(git describe --always --dirty 2>/dev/null || echo unknown)"
+
 # list the recipes
 default:
     @just --list --unsorted
 
 # format, lints, unit tests and docs: quick, needs no rights, the loop to live in
-check: fmt-check lint
+check: fmt-check lint hygiene
     cargo test --quiet
     RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --workspace
 
@@ -25,9 +28,10 @@ check: fmt-check lint
 test:
     tests/run host
 
-# the same, then again in the VM: unified cgroup v2, systemd, an unprivileged user
-test-all:
-    tests/run host vm
+# the same and what is too slow for every commit: programs that are downloaded, the package, a minute for each fuzz target, and all suites again in the
+# VM with unified cgroup v2, systemd, an unprivileged user, and the clients
+test-all: deb
+    BERTH_TEST_STAGES="rust conformance demo clients faults programs package fuzz" tests/run host vm
 
 # end-to-end tests of the real binary that this user may run, e.g. `just e2e rootfs`
 e2e *FILTER:
@@ -45,6 +49,22 @@ conformance *ARGS:
 clients *ARGS: dist
     tests/clients/run {{ARGS}}
 
+# docs/compatibility.md anew: every client, here, in today's Debian (`just peers`) and in the VM
+compatibility: dist
+    tests/clients/all {{dist}}
+
+# nginx, redis, PostgreSQL, a registry, node, python and a program under every limit: built, run and supervised
+programs *ARGS: dist
+    tests/programs/run --bin {{dist}} {{ARGS}}
+
+# the Debian package on a fresh Debian: installed, the README's tour pasted, removed
+package: deb
+    tests/package/run
+
+# are dependencies within their budget and used, unsafe code in its place, links alive?
+hygiene:
+    tests/hygiene
+
 # kill, stop and restart whatever supervises containers, in every state, and print what became of them
 faults *ARGS: dist
     tests/faults/run {{ARGS}}
@@ -53,8 +73,12 @@ faults *ARGS: dist
 vm +CMD:
     tests/vm/berth-vm {{CMD}}
 
-# ours, crun, runc and the kernel's floor side by side: `just bench --only run,cold --n 50`
-bench *ARGS: dist
+# everything beside the peers in one run, then docs/performance.md with its charts; `just bench quick`: 3 minutes
+bench SPEED="full": dist
+    tests/bench/all {{dist}} {{SPEED}}
+
+# ours, crun, runc and the kernel's floor side by side: `just bench-runtime --only run,cold --n 50`
+bench-runtime *ARGS: dist
     tests/bench/runtime/bench-runtime --goals ours --runtime ours={{dist}}/berth-runtime {{ if path_exists("/var/cache/berth-peers/bin/crun") == "true" { "--runtime crun=/var/cache/berth-peers/bin/crun --runtime runc=/var/cache/berth-peers/bin/runc" } else { "--runtime crun=$(command -v crun) --runtime runc=$(command -v runc)" } }} {{ARGS}}
 
 # ours, buildah, skopeo, docker and the floor side by side: `just bench-images --tools floor,berth --scale 0.1`
@@ -74,14 +98,14 @@ demo: dist
 
 # finished release binaries in target/dist: static, non-PIE, stripped, size checked
 dist:
-    BERTH_COMMIT=$(git describe --always --dirty 2>/dev/null || echo unknown) {{release_build}}
+    {{commit}} {{release_build}}
     @mkdir -p {{dist}}
     @strip -o {{dist}}/berth-runtime.new {{release}}/berth-runtime && chmod 755 {{dist}}/berth-runtime.new && mv {{dist}}/berth-runtime.new {{dist}}/berth-runtime
     @tests/dist-check.sh {{dist}}/berth-runtime {{max_runtime_bytes}}
-    cargo build --release -p berth-builder {{release_config}}
+    {{commit}} cargo build --release -p berth-builder {{release_config}}
     @strip -o {{dist}}/berth-builder.new {{release}}/berth-builder && chmod 755 {{dist}}/berth-builder.new && mv {{dist}}/berth-builder.new {{dist}}/berth-builder
     @tests/dist-check.sh {{dist}}/berth-builder {{max_builder_bytes}}
-    cargo build --release -p berth-shim {{release_config}}
+    {{commit}} cargo build --release -p berth-shim {{release_config}}
     @for name in berth-init berth-shim; do strip -o {{dist}}/$name.new {{release}}/$name && chmod 755 {{dist}}/$name.new && mv {{dist}}/$name.new {{dist}}/$name; done
     @ln -sf berth-shim {{dist}}/containerd-shim-berth-v2 && ln -sf berth-shim {{dist}}/berth-conmon
     @tests/dist-check.sh {{dist}}/berth-init {{max_init_bytes}}

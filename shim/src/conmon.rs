@@ -110,8 +110,7 @@ fn run(args: Args, environment: &Environment) -> Result<i32> {
         }
     }
     sys::process::set_subreaper().context("become a subreaper")?;
-    // The kernel should take others first. Without the right to say so it stays as it is.
-    std::fs::write("/proc/self/oom_score_adj", "-1000").unwrap_or_default();
+    let score = std::fs::read_to_string(OOM_SCORE).context("read the own OOM score")?;
     let host = Host { on: Loop::new().context("epoll")?, children: Children::default() };
     let signals = Signals::block().context("receive signals")?;
     let done = monitor(&args, &options, &host, signals, &mut sync, attach_pipe, start);
@@ -129,9 +128,12 @@ fn run(args: Args, environment: &Environment) -> Result<i32> {
         }
     };
     drop(sync);
+    std::fs::write(OOM_SCORE, score).unwrap_or_default();
     exit_command(&args);
     Ok(code)
 }
+
+const OOM_SCORE: &str = "/proc/self/oom_score_adj";
 
 /// What is told to whoever started us.
 struct Sync {
@@ -526,6 +528,9 @@ impl Monitor {
             std::fs::read_to_string(&pid_file).with_context(|| format!("read {}", pid_file.display()))?;
         let pid: i32 = text.trim().parse().with_context(|| format!("{}: {text:?}", pid_file.display()))?;
         self.pid.set(pid);
+        // The kernel should take others first; without the right to say so it stays as it is. Not before now: the container
+        // would have the score from us, and nothing could be taken when it runs out of memory.
+        std::fs::write(OOM_SCORE, "-1000").unwrap_or_default();
         let ended = self.host.children.watch(pid);
         drop(expecting);
         if let Some((listener, path)) = console {

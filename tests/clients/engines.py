@@ -114,7 +114,10 @@ class DockerLike(Client):
         same("of a refusal", p.returncode, self.seen.setdefault("refusal", p.returncode))
 
     def s_names(self, rt):
-        network = "none" if self.no_network or self.name == "docker" else self.bridge  # podman writes no such files without one
+        # Podman writes no such files without a network.
+        if self.no_network and self.name == "podman":
+            self.absent("containers have no network here: " + self.no_network)
+        network = "none" if self.name == "docker" else self.bridge
         out = ok(self.on(rt, network, "--rm", "--dns", "10.9.8.7", "--add-host", "a.example:10.1.2.3", "--hostname", "name", self.image,
                           "sh", "-c", "hostname; cat /etc/resolv.conf /etc/hosts"))
         for words in (["name"], ["nameserver", "10.9.8.7"], ["10.1.2.3", "a.example"]):
@@ -548,7 +551,8 @@ class Docker(DockerLike):
         except Failed as e:
             # A kernel without tables for addresses: its containers have no network then.
             self.daemon([*argv, "--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"], self.base + ["version"], "dockerd")
-            self.no_network = str(e).strip().splitlines()[-1]
+            lines = [l for l in str(e).splitlines() if "failed" in l]
+            self.no_network = lines[-1].strip() if lines else str(e)
         ok(self.cmd("load", "-q", "-i", self.o.image))
 
     def default_runtime(self, name):
@@ -613,6 +617,9 @@ class Podman(DockerLike):
         if sh(self.cmd("--runtime", self.o.runtimes["runc"], "info")).returncode:
             self.base[self.base.index("overlay")] = "vfs"
         ok(self.cmd("load", "-q", "-i", self.o.image))
+        p = sh(self.on("runc", self.bridge, "--rm", self.image, "true"))
+        if p.returncode:
+            self.no_network = p.stderr.strip().splitlines()[-1]
 
     def build(self, rt, dir, name):
         ok(self.cmd("--runtime", self.logged(rt), "build", "-q", "--network=none", *self.low_limits, "-t", name, dir))

@@ -560,3 +560,51 @@ fn a_stop_while_it_is_made_is_kept() {
     let state = c.state();
     assert_eq!((state["status"].as_str(), state["stopped"].as_bool()), (Some("exited"), Some(true)));
 }
+
+/// The kernel takes the container when memory is short, not its monitor; and not neither.
+#[test]
+fn podmans_monitor_keeps_its_oom_score_to_itself() {
+    let Some(_) = need::root() else { return };
+    let bed = Bed::new();
+    let b = bed.bundle().sh("sleep 1000");
+    let id = b.fresh_id();
+    b.write(&id);
+    bed.adopt(&id);
+    let path = |name: &str| bed.path(name).display().to_string();
+    let runtime = harness::runtime::path();
+    let mut command = std::process::Command::new(harness::shim::path());
+    command
+        .args(["conmon", "--api-version", "1", "-c", &id, "-u", &id, "-n", &id, "--sync", "-r"])
+        .arg(runtime);
+    let root = bed.command();
+    for argument in root.get_args() {
+        command.arg("--runtime-arg").arg(argument);
+    }
+    command.arg("-b").arg(&b.dir).args(["-p", &path("pid"), "-l", &format!("k8s-file:{}", path("log"))]);
+    command.args(["--exit-dir", &path("")]);
+    let monitor = start(&mut command);
+    let score = |pid: i32| {
+        std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))
+            .unwrap_or_else(|e| panic!("{pid}: {e}"))
+            .trim()
+            .to_owned()
+    };
+    let own = score(i32::try_from(std::process::id()).expect("a pid"));
+    let until = std::time::Instant::now() + Duration::from_secs(20);
+    let created = || bed.call(&["state", &id]).stdout.contains("\"created\"");
+    while !created() {
+        assert!(std::time::Instant::now() < until, "it is not created");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let container = bed.call(&["state", &id]).json()["pid"].as_i64().and_then(|n| i32::try_from(n).ok());
+    assert_eq!(score(container.expect("a pid")), own);
+    // Lowering it is a right that not every machine gives.
+    let may = caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_SYS_RESOURCE);
+    let may = may.expect("read our capabilities");
+    while may && score(monitor.pid()) != "-1000" {
+        assert!(std::time::Instant::now() < until, "the monitor has no score of its own");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    bed.call(&["delete", "--force", &id]).success();
+    monitor.ends_within(Duration::from_secs(20));
+}

@@ -98,10 +98,11 @@ demo: dist
 
 # finished release binaries in target/dist: static, non-PIE, stripped, size checked
 dist:
-    {{commit}} {{release_build}}
+    {{commit}} BERTH_LINK_MAP={{release}}/berth-runtime.map {{release_build}}
     @mkdir -p {{dist}}
     @strip -o {{dist}}/berth-runtime.new {{release}}/berth-runtime && chmod 755 {{dist}}/berth-runtime.new && mv {{dist}}/berth-runtime.new {{dist}}/berth-runtime
     @tests/dist-check.sh {{dist}}/berth-runtime {{max_runtime_bytes}}
+    @tests/dist-check.sh --order {{release}}/berth-runtime.map runtime/symbols.order
     {{commit}} cargo build --release -p berth-builder {{release_config}}
     @strip -o {{dist}}/berth-builder.new {{release}}/berth-builder && chmod 755 {{dist}}/berth-builder.new && mv {{dist}}/berth-builder.new {{dist}}/berth-builder
     @tests/dist-check.sh {{dist}}/berth-builder {{max_builder_bytes}}

@@ -25,6 +25,10 @@ class Ctr(Client):
             return self.cmd("run", "--runtime", "io.containerd.berth.v2", *a)
         return self.cmd("run", "--runc-binary", self.o.runtimes[rt], *a)
 
+    def put_away(self, rt, c):
+        sh(self.cmd("task", "delete", "--force", c))
+        sh(self.cmd("container", "rm", c))
+
     def version(self):
         return ok([*self.o.enter, "/usr/bin/containerd", "--version"]).split()[2]
 

@@ -44,6 +44,9 @@ class Client:
     def registry_steps(self):
         return [("registry: push, pull, and with the builder", self.s_registry)] if self.o.registry else []
 
+    def put_away(self, rt, c):
+        pass
+
     def fresh(self):
         self.n += 1
         return "c%d" % self.n
@@ -63,6 +66,9 @@ class DockerLike(Client):
 
     def cmd(self, *a):
         return self.base + list(a)
+
+    def put_away(self, rt, c):
+        sh(self.cmd(*self.pre(rt), *self.remove, c))
 
     def run(self, rt, *a):
         return self.cmd(*self.pre(rt), "run", *self.opt(rt), *a)

@@ -24,7 +24,7 @@ export DEBIAN_FRONTEND=noninteractive
 
 # program:package, where they differ. The first list is needed, the second one serves some tests.
 needed='cc:gcc make git curl python3 busybox:busybox-static jq ip:iproute2 ps:procps unshare:util-linux /etc/ssl/certs/ca-certificates.crt:ca-certificates /usr/include/stdlib.h:libc6-dev'
-wanted='runc crun strace docker-registry skopeo zstd pigz newuidmap:uidmap debootstrap dockerd:docker.io podman containerd iptables slirp4netns pasta:passt'
+wanted='runc crun strace docker-registry skopeo zstd pigz newuidmap:uidmap debootstrap dockerd:docker.io podman containerd iptables slirp4netns pasta:passt /usr/lib/python3/dist-packages/grpc/__init__.py:python3-grpcio'
 
 missing() { # missing PROGRAM:PACKAGE...: the packages whose program is not there
 	for pair; do

@@ -88,7 +88,7 @@ def frozen(pid):
 
 # ---------------------------------------------------------------- an image, without a registry
 
-def image_archive(path):
+def image_archive(path, name="docker.io/library/berthbox:1", command=("sh",)):
     """a docker archive with one layer: a static busybox"""
     busybox = shutil.which("busybox", path="/bin:/usr/bin:/usr/local/bin") or sys.exit("clients: no busybox; apt-get install busybox-static")
     names = ok([busybox, "--list"]).split()
@@ -109,9 +109,9 @@ def image_archive(path):
     layer = layer.getvalue()
     config = json.dumps({
         "architecture": {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine], "os": "linux",
-        "config": {"Env": ["PATH=/bin"], "Cmd": ["sh"]}, "history": [{"created_by": "tests/clients"}],
+        "config": {"Env": ["PATH=/bin"], "Cmd": list(command)}, "history": [{"created_by": "tests/clients"}],
         "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(layer).hexdigest()]}}).encode()
-    manifest = json.dumps([{"Config": "config.json", "RepoTags": ["docker.io/library/berthbox:1"], "Layers": ["layer.tar"]}]).encode()
+    manifest = json.dumps([{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]).encode()
     with tarfile.open(path, "w") as t:
         for name, data in (("layer.tar", layer), ("config.json", config), ("manifest.json", manifest)):
             i = tarfile.TarInfo(name)

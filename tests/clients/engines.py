@@ -135,6 +135,8 @@ class DockerLike(Client):
         same("limits", out.split(), ["321", "654", "0"])
 
     def s_rslave(self, rt):
+        if self.o.rootless:
+            self.absent("an ordinary user mounts nothing")
         c, top = self.fresh(), os.path.join(self.dir, "slave-" + rt)
         here = self.o.enter
         os.makedirs(top + "/in", exist_ok=True)
@@ -210,7 +212,7 @@ class DockerLike(Client):
         try:
             ok(self.on(rt, n, "-d", "--name", c, self.image, "sh", "-c", "echo served >/tmp/index.html; exec httpd -f -p 80 -h /tmp"))
             address = ok(self.cmd("inspect", "--format", '{{(index .NetworkSettings.Networks "%s").IPAddress}}' % n, c)).strip()
-            fetch = lambda host: sh(self.on(rt, n, "--rm", self.image, "wget", "-q", "-O-", "http://%s/" % host)).stdout
+            fetch = lambda host: sh(self.on(rt, n, "--rm", self.image, "wget", "-T", "3", "-q", "-O-", "http://%s/" % host)).stdout
             until("an answer by address", lambda: fetch(address) == "served\n")
             if self.names_hosts:
                 same("by name", fetch(c), "served\n")
@@ -229,6 +231,8 @@ class DockerLike(Client):
         same("afterwards", fetched(port), "")
 
     def s_checkpoint(self, rt):
+        if self.o.rootless:
+            self.absent("podman checkpoints for root alone")
         if not shutil.which("criu"):
             self.absent("criu is not installed")
         c = self.fresh()
@@ -618,8 +622,9 @@ class Podman(DockerLike):
         open(conf, "w").write('[engine]\nevents_logger = "file"\ncgroup_manager = "%s"\n[containers]\nlog_driver = "k8s-file"\n[network]\nnetwork_config_dir = "%s/networks"\n' % (self.o.cgroup_driver, self.dir))
         os.environ["CONTAINERS_CONF"] = conf
         os.environ["PODMAN_IGNORE_CGROUPSV1_WARNING"] = "1"
-        self.base = [*self.o.enter, "/usr/bin/podman", "--root", self.dir + "/data", "--runroot", "/run/berth-podman", "--storage-driver", "overlay",
-                     "--cgroup-manager", self.o.cgroup_driver, "--tmpdir", "/run/berth-podman-tmp"]
+        run = os.environ["XDG_RUNTIME_DIR"] if self.o.rootless else "/run"
+        self.base = [*self.o.enter, "/usr/bin/podman", "--root", self.dir + "/data", "--runroot", run + "/berth-podman", "--storage-driver", "overlay",
+                     "--cgroup-manager", self.o.cgroup_driver, "--tmpdir", run + "/berth-podman-tmp"]
         if sh(self.cmd("--runtime", self.o.runtimes["runc"], "info")).returncode:
             self.base[self.base.index("overlay")] = "vfs"
         ok(self.cmd("load", "-q", "-i", self.o.image))
@@ -645,7 +650,8 @@ class Podman(DockerLike):
         return [*conmon, "--runtime", self.o.runtimes[rt]]
 
     def opt(self, rt):
-        return ["--network=none", "--cgroup-parent", self.cgroup_parent()]
+        # An ordinary user has a place given by systemd.
+        return ["--network=none"] if self.o.rootless else ["--network=none", "--cgroup-parent", self.cgroup_parent()]
 
     def version(self):
         return ok(self.cmd("version", "--format", "{{.Client.Version}}")).strip()

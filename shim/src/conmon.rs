@@ -227,6 +227,10 @@ fn monitor(
     let status = host.on.run(async {
         let ended = monitor.launch(args, options, sync).await?;
         let status = monitor.watch(args, ended).await;
+        if status == 128 + 9 {
+            // That it was for lack of memory may be told after the end, and podman looks for both at once.
+            host.on.sleep(Duration::from_millis(20)).await;
+        }
         // Before podman is told by the end of its connections: it looks for the file then.
         let written = exit_files(args, status);
         monitor.dismiss().await;

@@ -106,6 +106,8 @@ pub struct Listener {
     ended: Cell<bool>,
     /// All was written, or nobody reads any more.
     pub done: Once<()>,
+    /// It does not read any more.
+    gone: Once<()>,
 }
 
 impl crate::output::Listener for Listener {
@@ -121,7 +123,7 @@ impl crate::output::Listener for Listener {
     }
 
     fn is_gone(&self) -> bool {
-        self.done.get().is_some()
+        self.done.get().is_some() || self.gone.get().is_some()
     }
 }
 
@@ -154,7 +156,9 @@ impl Listener {
                 continue;
             }
             if !crate::copy::write_all(on, to, &bytes).await {
-                break;
+                // What it has sent before it went is still to be heard: whoever hears it tells that all is done.
+                self.gone.set(());
+                return;
             }
         }
         self.done.set(());
@@ -320,7 +324,8 @@ async fn attach(this: &Rc<Supervisor>, stream: OwnedFd, mut input: Vec<u8>, stdi
     let hear = async {
         // Input that comes before there is anybody to read it waits.
         if this.started.wait().await.is_err() {
-            return listener.done.wait().await;
+            first(listener.done.wait(), listener.gone.wait()).await;
+            return;
         }
         loop {
             while let Some((kind, bytes, length)) = parse_frame(&input) {

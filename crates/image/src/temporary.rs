@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
@@ -47,6 +48,9 @@ impl Spool<'_> {
     }
 }
 
+/// No name is used twice: whoever removes a left-over by its name must not meet another one there.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
 /// Something under another name, in the folder where it belongs; nobody else takes it while it is locked.
 #[derive(Debug)]
 struct Beside {
@@ -64,8 +68,9 @@ impl Beside {
         let prefix = [b".", name.as_bytes(), b".berth-"].concat();
         let dir = folder_of(path);
         remove_left_overs(dir, &prefix);
-        for attempt in 0..1000 {
-            let last = [&prefix[..], format!("{}-{attempt}", std::process::id()).as_bytes()].concat();
+        for _ in 0..1000 {
+            let n = NEXT.fetch_add(1, Ordering::Relaxed);
+            let last = [&prefix[..], format!("{}-{n}", std::process::id()).as_bytes()].concat();
             let path = dir.join(OsStr::from_bytes(&last));
             let fd = match make(&path) {
                 Ok(fd) => fd,
@@ -294,5 +299,25 @@ mod tests {
         assert_eq!(names(), [".other.berth-1-0", "file"]);
         std::fs::write(path.join("content"), "").unwrap();
         assert!(NewFolder::new(&path).unwrap_err().to_string().ends_with("it is not empty"));
+    }
+
+    /// Each takes what the others have just made, and not locked yet, for a left-over.
+    #[test]
+    fn many_at_once_do_not_remove_each_others() {
+        let dir = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for worker in 0..8 {
+                let dir = dir.path();
+                scope.spawn(move || {
+                    for n in 0..200 {
+                        let mut new = Replacement::new(&dir.join("new")).unwrap();
+                        new.write_all(b"x").unwrap();
+                        new.become_path(dir.join(format!("{worker}-{n}")));
+                        new.finish().unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 8 * 200);
     }
 }

@@ -67,6 +67,33 @@ fn an_ordinary_user_runs_a_container() {
     bed.is_clean();
 }
 
+/// As podman is for an ordinary user: state lies where the user may write, though the user is called root.
+#[test]
+fn root_of_a_user_namespace_is_an_ordinary_user() {
+    let Some(_) = need::program("setpriv") else { return };
+    let bed = Bed::new();
+    let b = rootless(&bed)
+        .set("/linux/uidMappings/0/hostID", json!(0))
+        .set("/linux/gidMappings/0/hostID", json!(0))
+        .sh("true");
+    let id = b.fresh_id();
+    write(&b);
+    let run = |user: &str| {
+        let mut command = Command::new("setpriv");
+        let user_of = as_user(&b);
+        command.args(user_of.get_args().take(6).map(|a| a.to_owned()));
+        command.args(["unshare", "--user", "--map-root-user", "--mount"]).arg(harness::runtime::path());
+        command.args(["run", "--bundle"]).arg(&b.dir).arg(&id).env_clear();
+        command.envs(user_of.get_envs().filter_map(|(k, v)| Some((k, v?)))).env("USER", user);
+        finish(command.current_dir("/"))
+    };
+    // setgroups(2) is denied in a namespace that unshare(1) makes alone, so that it comes no further.
+    let out = run("somebody");
+    assert!(out.stderr.contains("setgroups is denied"), "{}", out.stderr);
+    assert!(bed.path("run/berth/runtime").is_dir(), "the state was kept elsewhere");
+    bed.is_clean();
+}
+
 #[test]
 fn the_whole_lifecycle_of_an_ordinary_user() {
     let Some(_) = need::program("setpriv") else { return };

@@ -269,14 +269,22 @@ fn dispatch(matches: &ArgMatches) -> Result<i32> {
     (verb.run)(&globals, matches)
 }
 
-/// `/run/berth/runtime` for root, below `$XDG_RUNTIME_DIR` for everybody else.
+/// `/run/berth/runtime` for root, below `$XDG_RUNTIME_DIR` for everybody else: also for who is root in a user namespace of
+/// their own alone, as podman is for an ordinary user (runc's rule: another USER than root says so).
 fn default_root() -> PathBuf {
-    if sys::process::euid() != 0
+    let of_user = || std::env::var_os("USER").is_some_and(|name| !name.is_empty() && name != "root");
+    if (sys::process::euid() != 0 || of_user() && in_user_namespace())
         && let Some(dir) = std::env::var_os("XDG_RUNTIME_DIR").filter(|d| Path::new(d).is_absolute())
     {
         return Path::new(&dir).join("berth/runtime");
     }
     PathBuf::from("/run/berth/runtime")
+}
+
+/// Whether ids are mapped otherwise than one to one (user_namespaces(7)).
+fn in_user_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.split_whitespace().ne(["0", "0", "4294967295"])
 }
 
 /// Write `value` as JSON to standard output.

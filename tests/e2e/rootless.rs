@@ -78,19 +78,25 @@ fn root_of_a_user_namespace_is_an_ordinary_user() {
         .sh("true");
     let id = b.fresh_id();
     write(&b);
-    let run = |user: &str| {
+    let run = |user: Option<&str>| {
         let mut command = Command::new("setpriv");
         let user_of = as_user(&b);
         command.args(user_of.get_args().take(6).map(|a| a.to_owned()));
         command.args(["unshare", "--user", "--map-root-user", "--mount"]).arg(harness::runtime::path());
         command.args(["run", "--bundle"]).arg(&b.dir).arg(&id).env_clear();
-        command.envs(user_of.get_envs().filter_map(|(k, v)| Some((k, v?)))).env("USER", user);
+        command.envs(user_of.get_envs().filter_map(|(k, v)| Some((k, v?))));
+        // Podman gives none to `start`.
+        command.envs(user.map(|user| ("USER", user)));
         finish(command.current_dir("/"))
     };
-    // setgroups(2) is denied in a namespace that unshare(1) makes alone, so that it comes no further.
-    let out = run("somebody");
-    assert!(out.stderr.contains("setgroups is denied"), "{}", out.stderr);
-    assert!(bed.path("run/berth/runtime").is_dir(), "the state was kept elsewhere");
+    for user in [Some("somebody"), None] {
+        // setgroups(2) is denied in a namespace that unshare(1) makes alone, so that it comes no further.
+        let out = run(user);
+        assert!(out.stderr.contains("setgroups is denied"), "{}", out.stderr);
+        let kept = fs::read_dir(bed.path("run/berth/runtime")).expect("the state is kept there").count();
+        assert_eq!(kept, 0, "something is left of it");
+        fs::remove_dir_all(bed.path("run/berth")).expect("remove the empty root");
+    }
     bed.is_clean();
 }
 

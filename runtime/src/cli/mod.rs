@@ -270,10 +270,10 @@ fn dispatch(matches: &ArgMatches) -> Result<i32> {
 }
 
 /// `/run/berth/runtime` for root, below `$XDG_RUNTIME_DIR` for everybody else: also for who is root in a user namespace of
-/// their own alone, as podman is for an ordinary user (runc's rule: another USER than root says so).
+/// their own alone, as podman is for an ordinary user (runc's rule: unless USER is root).
 fn default_root() -> PathBuf {
-    let of_user = || std::env::var_os("USER").is_some_and(|name| !name.is_empty() && name != "root");
-    if (sys::process::euid() != 0 || of_user() && in_user_namespace())
+    let of_user = || std::env::var_os("USER").is_none_or(|name| name != "root") && in_user_namespace();
+    if (sys::process::euid() != 0 || of_user())
         && let Some(dir) = std::env::var_os("XDG_RUNTIME_DIR").filter(|d| Path::new(d).is_absolute())
     {
         return Path::new(&dir).join("berth/runtime");

@@ -105,6 +105,8 @@ impl Keeper {
             }
             while let Some((pid, exit)) = sys::process::reap().context("wait for processes")? {
                 if pid == child {
+                    // What it has handed over just before its end, such as a terminal, is there already.
+                    while has_word(&ours)? && self.listen(&ours)? {}
                     return Ok(exit);
                 }
                 // A few, and never many: what the last supervisor has left.
@@ -155,6 +157,14 @@ impl Keeper {
         }
         Ok(length > 0)
     }
+}
+
+/// Whether there is something to receive.
+fn has_word(socket: &OwnedFd) -> Result<bool> {
+    let mut fds = [PollFd::new(socket, PollFlags::IN)];
+    let now = rustix::event::Timespec::default();
+    poll(&mut fds, Some(&now)).context("look for a message")?;
+    Ok(fds[0].revents().contains(PollFlags::IN))
 }
 
 /// A supervisor whose keeper is gone becomes one: it is the container's parent already. Returns only with an error.

@@ -5,9 +5,9 @@
 set -euo pipefail
 builder=$(readlink -f "${1:?usage: demo-build.sh BUILDER RUNTIME}") runtime=$(readlink -f "${2:?usage: demo-build.sh BUILDER RUNTIME}")
 [[ $EUID = 0 ]] || { echo "demo: needs root (debootstrap)" >&2; exit 1; }
-command -v debootstrap >/dev/null || { echo "demo: no debootstrap; apt-get install debootstrap" >&2; exit 1; }
 
-. "$(dirname "$0")/demo-lib.sh"
+here=$(dirname "$(readlink -f "$0")")
+. "$here/demo-lib.sh"
 dir=$(mktemp -d /var/tmp/berth-demo.XXXXXX)
 mkdir -p "$dir/bin"
 printf '#!/bin/sh\nexec env BERTH_RUNTIME=%q %q --root %q "$@"\n' "$runtime" "$builder" "$dir/store" >"$dir/bin/berth-builder"
@@ -27,16 +27,7 @@ trap finish EXIT
 printf '%sberth-builder: from a Dockerfile to a running container, without a daemon%s  (%s)\n' "$bold" "$off" "$("$builder" --version)"
 
 title "A base: Debian with a compiler, made by debootstrap (kept for the next time)"
-base=/var/cache/berth-demo/bookworm
-if [[ ! -e $base.complete ]]; then
-	rm -rf "$base"
-	mkdir -p "$base"
-	mirror=$(apt-get indextargets --format '$(ORIGIN) $(LABEL) $(REPO_URI)' 2>/dev/null | awk '$1 == "Debian" && $2 == "Debian" { print $3; exit }')
-	debootstrap --variant=minbase --include=gcc,libc6-dev bookworm "$base" ${mirror:+"$mirror"} >"$base.log" 2>&1 ||
-		fail "debootstrap failed: see $base.log"
-	rm -rf "$base"/var/cache/apt/archives/*.deb "$base"/var/lib/apt/lists/* "$base"/dev/*
-	touch "$base.complete"
-fi
+base=$("$here/debian-base") || fail "there is no base"
 show "du -sh $base | cut -f1"
 
 title "A program, and a Dockerfile with two stages: one compiles, one is the image"

@@ -47,6 +47,17 @@ class Client:
     def put_away(self, rt, c):
         pass
 
+    def s_many(self, rt):
+        ids = [self.fresh() for _ in range(10)]
+        procs = [subprocess.Popen(self.short_lived(rt, c, "echo", c), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for c in ids]
+        bad = []
+        for c, p in zip(ids, procs):
+            out, err = p.communicate(timeout=120)
+            if p.returncode or out != c + "\n":
+                bad.append("%s: status %d: %s" % (c, p.returncode, err.strip()[-200:]))
+        if bad:
+            raise Failed("%d of 10: %s" % (len(bad), bad[0]))
+
     def fresh(self):
         self.n += 1
         return "c%d" % self.n
@@ -72,6 +83,9 @@ class DockerLike(Client):
 
     def run(self, rt, *a):
         return self.cmd(*self.pre(rt), "run", *self.opt(rt), *a)
+
+    def short_lived(self, rt, c, *words):
+        return self.run(rt, "--rm", "--name", c, self.image, *words)
 
     def inspect(self, c, field):
         return ok(self.cmd("inspect", "--format", "{{%s}}" % field, c)).strip()
@@ -473,18 +487,6 @@ class DockerLike(Client):
         ok(self.cmd(*self.pre(rt), "create", *self.opt(rt), "--name", c, self.image, "sleep", "1000"))
         ok(self.cmd(*self.pre(rt), "start", c))
         ok(self.cmd(*self.pre(rt), *self.remove, c))
-
-    def s_many(self, rt):
-        ids = [self.fresh() for _ in range(10)]
-        procs = [subprocess.Popen(self.run(rt, "--rm", "--name", c, self.image, "echo", c), stdin=subprocess.DEVNULL,
-                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for c in ids]
-        bad = []
-        for c, p in zip(ids, procs):
-            out, err = p.communicate(timeout=120)
-            if p.returncode or out != c + "\n":
-                bad.append("%s: status %d: %s" % (c, p.returncode, err.strip()[-200:]))
-        if bad:
-            raise Failed("%d of 10: %s" % (len(bad), bad[0]))
 
     # Images, in both directions. The peer's column shows that the client itself takes back what it gave.
 

@@ -288,6 +288,10 @@ fn start(args: Args, environment: &Environment) -> Result<()> {
     let Told { args, options, sockets, ttrpc_address, answer } = told(args, &input()?, environment)?;
     let options = Options::parse(options.as_ref())?;
     let path = sockets.join(socket_name(&args, &group(&args.id)?));
+    let address = format!("unix://{}", path.display());
+    // Where containerd finds it when it is restarted, and `delete` when we are killed: before there is anything to find.
+    sys::fd::publish(Path::new("address"), address.as_bytes())
+        .context("write the address into the bundle")?;
     if let Some(listener) = listen(&sockets, &path)?
         && let Err(e) = launch(listener, &path, &args, &ttrpc_address, &options)
     {
@@ -296,10 +300,6 @@ fn start(args: Args, environment: &Environment) -> Result<()> {
             Err(undo) => e.context(format!("remove {}: {undo}", path.display())),
         });
     }
-    let address = format!("unix://{}", path.display());
-    // Where containerd finds it when it is restarted.
-    sys::fd::publish(Path::new("address"), address.as_bytes())
-        .context("write the address into the bundle")?;
     print(
         match answer {
             Answer::Address => address,

@@ -556,21 +556,22 @@ impl Monitor {
         }
         if !args.exec {
             sync.pipe = None;
-            self.watch_memory(args, pid);
+            return Ok(self.watch_memory(args, pid, ended));
         }
         Ok(ended)
     }
 
-    fn watch_memory(self: &Rc<Self>, args: &Args, pid: i32) {
-        let Ok(record) = Record::of_process(pid) else { return };
+    /// Note when the kernel kills for lack of memory; the end, after that.
+    fn watch_memory(&self, args: &Args, pid: i32, ended: Once<Ended>) -> Once<Ended> {
+        let Ok(record) = Record::of_process(pid) else { return ended };
         let dirs: Vec<PathBuf> =
             [Some(args.bundle.clone()), args.persist_dir.clone()].into_iter().flatten().collect();
-        oom::tell(&self.host, &record, self.ended.clone(), move || {
+        oom::tell(&self.host, &record, ended, move || {
             for dir in &dirs {
                 // Podman looks whether it is there.
                 File::create(dir.join("oom")).map(|_| ()).unwrap_or_default();
             }
-        });
+        })
     }
 
     fn pump(&self, fd: Rc<OwnedFd>, stream: Stream) {

@@ -2,10 +2,13 @@
 //!
 //! v1: an eventfd, tied to `memory.oom_control` through `cgroup.event_control`. v2: inotify on `memory.events`,
 //! whose `oom_kill` counts. There, systemd may remove the cgroup before anybody has read it: the count of the group above has the
-//! kill as well, and stays.
+//! kill as well, and stays. And no event may tell of it: the kernel lets 10 ms pass between two, and the one before, for reaching
+//! the limit, was the first.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use report::Kind;
@@ -29,11 +32,17 @@ enum Source {
     V1 { control: PathBuf, _oom_control: OwnedFd },
     V2 {
         events: PathBuf,
-        last: u64,
+        last: Cell<u64>,
         /// `oom_kill` of the group above.
-        last_above: u64,
+        last_above: Cell<u64>,
+        /// When the last event came.
+        modified: Cell<Option<Instant>>,
     },
 }
+
+/// A kill that nobody saw in a group that is gone was in it if its last event was no longer ago. The kernel needs 10 ms; the rest is
+/// for a busy host.
+const RECENT: Duration = Duration::from_millis(500);
 
 impl Watch {
     /// Watch a container's memory cgroup.
@@ -60,29 +69,33 @@ impl Watch {
             .context("watch for events")?;
         inotify::add_watch(&fd, &events, inotify::WatchFlags::MODIFY)
             .with_context(|| format!("watch {}", events.display()))?;
-        let last = kills(&events)?.unwrap_or(0);
-        let last_above = kills_above(&events);
-        Ok(Watch { fd, source: Source::V2 { events, last, last_above } })
+        let last = Cell::new(kills(&events)?.unwrap_or(0));
+        let last_above = Cell::new(kills_above(&events));
+        Ok(Watch { fd, source: Source::V2 { events, last, last_above, modified: Cell::default() } })
     }
 
-    /// The descriptor was readable: how many processes were killed since? Removing the cgroup wakes us, too.
-    pub fn take(&mut self) -> Result<u64> {
+    /// The descriptor is readable, or the container has ended: how many processes were killed since? Removing the cgroup wakes us, too.
+    pub fn take(&self) -> Result<u64> {
         let mut buffer = [0u8; 4096];
         let length = match rustix::io::read(&self.fd, &mut buffer[..]) {
             Ok(length) => length,
             Err(rustix::io::Errno::AGAIN) => 0,
             Err(e) => return Err(e).context("read an event"),
         };
-        match &mut self.source {
+        match &self.source {
             // An event a kill; the number in the eventfd is not of interest to readers who see one line each.
-            Source::V1 { control, .. } => Ok(u64::from(control.exists())),
-            Source::V2 { events, last, last_above } => {
+            Source::V1 { control, .. } => Ok(u64::from(length > 0 && control.exists())),
+            Source::V2 { events, last, last_above, modified } => {
+                if was_modified(&buffer[..length]) {
+                    modified.set(Some(Instant::now()));
+                }
+                let recent = modified.get().is_some_and(|at| at.elapsed() < RECENT);
                 let above = kills_above(events);
                 let new = match kills(events)? {
-                    Some(now) => now.saturating_sub(std::mem::replace(last, now)),
-                    None => u64::from(modified(&buffer[..length]) && above > *last_above),
+                    Some(now) => now.saturating_sub(last.replace(now)),
+                    None => u64::from(recent && above > last_above.get()),
                 };
-                *last_above = above;
+                last_above.set(above);
                 Ok(new)
             }
         }
@@ -108,7 +121,7 @@ fn kills_above(events: &Path) -> u64 {
 }
 
 /// Whether one of these events (inotify(7)) is IN_MODIFY: wd, mask, cookie, length of the name, the name.
-fn modified(mut events: &[u8]) -> bool {
+fn was_modified(mut events: &[u8]) -> bool {
     let word = |at: usize, events: &[u8]| {
         events.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes)
     };
@@ -137,7 +150,7 @@ mod tests {
             fs::create_dir(&group).unwrap();
             write(&above, 5);
             write(&events, 0);
-            let mut watch = Watch::of_events(events.clone()).unwrap();
+            let watch = Watch::of_events(events.clone()).unwrap();
             assert_eq!(watch.take().unwrap(), 0);
             write(&events, kills);
             write(&above, 5 + kills);
@@ -145,10 +158,20 @@ mod tests {
             assert_eq!(watch.take().unwrap(), expected, "{kills}");
             assert_eq!(watch.take().unwrap(), 0);
         }
+        // The event was of the limit's being reached; the kill came too soon after it to have one.
+        fs::create_dir(&group).unwrap();
+        write(&above, 6);
+        write(&events, 0);
+        let watch = Watch::of_events(events.clone()).unwrap();
+        write(&events, 0);
+        assert_eq!(watch.take().unwrap(), 0);
+        write(&above, 7);
+        fs::remove_dir_all(&group).unwrap();
+        assert_eq!(watch.take().unwrap(), 1);
         // Another's kill, while ours only ended.
         fs::create_dir(&group).unwrap();
         write(&events, 0);
-        let mut watch = Watch::of_events(events).unwrap();
+        let watch = Watch::of_events(events).unwrap();
         write(&above, 9);
         fs::remove_dir_all(&group).unwrap();
         assert_eq!(watch.take().unwrap(), 0);

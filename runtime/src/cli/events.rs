@@ -54,7 +54,7 @@ fn events(globals: &Globals, args: &Args) -> Result<()> {
         return print_stats(&state.cgroup, &args.id);
     }
     let Some(process) = state.pidfd()? else { return Ok(()) };
-    let mut watch = match oom::Watch::new(&state.cgroup) {
+    let watch = match oom::Watch::new(&state.cgroup) {
         Ok(watch) => Some(watch),
         Err(e) => {
             log::warn!("no word of killed processes: {}", report::line(&e));
@@ -74,7 +74,7 @@ fn events(globals: &Globals, args: &Args) -> Result<()> {
         let ended = !fds[0].revents().is_empty();
         let woken = fds.get(1).is_some_and(|fd| !fd.revents().is_empty());
         drop(fds);
-        if let Some(watch) = watch.as_mut().filter(|_| woken) {
+        if let Some(watch) = watch.as_ref().filter(|_| woken || ended) {
             for _ in 0..watch.take()? {
                 print(&Event { r#type: "oom", id: &args.id, data: None })?;
             }

@@ -329,7 +329,6 @@ impl Service {
         }
         match Record::of_process(launched.pid) {
             Ok(record) => {
-                self.watch_memory(task, &record);
                 task.cgroup.replace(record);
             }
             // It may have ended already.
@@ -338,18 +337,19 @@ impl Service {
         Ok(())
     }
 
-    /// Tell when the kernel kills for lack of memory.
-    fn watch_memory(&self, task: &Rc<Task>, record: &Record) {
+    /// Tell when the kernel kills for lack of memory; the end, after that.
+    fn watch_memory(&self, task: &Task, ended: Once<Ended>) -> Once<Ended> {
         let (events, id) = (self.events.clone(), task.container.id.clone());
-        oom::tell(&self.host, record, task.init.exited.clone(), move || {
+        oom::tell(&self.host, &task.cgroup.borrow(), ended, move || {
             let event = TaskOf { container_id: id.clone() };
             events.publish("/tasks/oom", "TaskOOM", &event.message());
-        });
+        })
     }
 
     /// Tell the end of the first process, after the ends of all others and after its start.
     fn watch_init(self: &Rc<Self>, task: &Rc<Task>) {
         let Some(ended) = task.init.ended.borrow().clone() else { return };
+        let ended = self.watch_memory(task, ended);
         let (this, task) = (self.clone(), task.clone());
         self.host.on.spawn(async move {
             let ended = ended.wait().await;

@@ -588,28 +588,25 @@ impl Supervisor {
         if let Some(stdin) = &stdin {
             rustix::io::ioctl_fionbio(&**stdin, true).context("make writing not wait")?;
         }
-        let run = Rc::new(Run {
-            container,
-            pid,
-            pidfd,
-            own,
-            stdin: RefCell::new(stdin),
-            terminal,
-            streams,
-            over: Once::default(),
-        });
-        self.watch_memory(&run);
-        Ok(run)
+        let over = Once::default();
+        let own = match own {
+            Some(ended) => Some(self.watch_memory(pid, ended)),
+            None => {
+                self.watch_memory(pid, over.clone());
+                None
+            }
+        };
+        Ok(Rc::new(Run { container, pid, pidfd, own, stdin: RefCell::new(stdin), terminal, streams, over }))
     }
 
-    /// Note when the kernel kills for lack of memory.
-    fn watch_memory(self: &Rc<Self>, run: &Rc<Run>) {
-        let Ok(record) = Record::of_process(run.pid) else { return };
+    /// Note when the kernel kills for lack of memory; the end, after that.
+    fn watch_memory<T: Clone + 'static>(self: &Rc<Self>, pid: i32, ended: Once<T>) -> Once<T> {
+        let Ok(record) = Record::of_process(pid) else { return ended };
         let this = self.clone();
-        oom::tell(&self.host, &record, run.over.clone(), move || {
+        oom::tell(&self.host, &record, ended, move || {
             let saved = this.change(|state| state.oom_killed = true);
             saved.unwrap_or_else(|e| log::warn!("{e:#}"));
-        });
+        })
     }
 
     /// When and how its process ended. `None`: nobody knows how.

@@ -138,7 +138,6 @@ impl Container {
             }
             Streams::Terminal => {
                 let console = Console::new(&self.bundle, format!("console-{}.sock", self.number()))?;
-                // Only then: without a change of folder a process is started without copying ours.
                 command.current_dir(&self.bundle);
                 command.arg("--console-socket").arg(&console.name);
                 command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -156,6 +155,8 @@ impl Container {
         console: Option<Console>,
     ) -> Result<Launched> {
         let expecting = host.children.expect();
+        // Whoever cleans up after us must find nothing that still makes a container.
+        sys::process::die_with_parent(&mut command);
         let (_, ended) = host.children.start(&mut command)?;
         // Our copies of the streams go now, before anybody waits for their end.
         let name = command.get_program().to_string_lossy().into_owned();

@@ -356,8 +356,18 @@ fn from_wait(status: i32) -> Exit {
 /// Kill the command's process when the thread that spawned it ends.
 pub fn die_with_parent(command: &mut std::process::Command) {
     use std::os::unix::process::CommandExt;
-    // SAFETY: prctl is async-signal-safe and touches nothing of ours.
-    unsafe { command.pre_exec(|| set_parent_death_signal(libc::SIGKILL)) };
+    let parent = std::process::id().cast_signed();
+    let follow = move || {
+        set_parent_death_signal(libc::SIGKILL)?;
+        // SAFETY: always succeeds. 0: the parent is of another pid namespace.
+        match unsafe { libc::getppid() } {
+            now if now == parent || now == 0 => Ok(()),
+            // It ended before we asked to be told.
+            _ => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+        }
+    };
+    // SAFETY: prctl(2) and getppid(2) are async-signal-safe and touch nothing of ours.
+    unsafe { command.pre_exec(follow) };
 }
 
 /// Run the command in a session of its own, in a process that nobody waits for: the one that `spawn` gives ends at once.

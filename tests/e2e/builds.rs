@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use harness::image::busybox_layer;
-use harness::{Bed, Output, finish, json, need};
+use harness::{Bed, Output, bare, finish, json, need};
 use image::layer::tar::{Header, Kind};
 use serde_json::Value;
 
@@ -17,8 +17,7 @@ fn on(bed: &Bed, store: &str, args: &[&str]) -> Output {
 
 fn command(bed: &Bed, store: &str, args: &[&str]) -> Command {
     let mut command = Command::new(harness::runtime::builder());
-    command.args(args).current_dir(bed.path("")).env_clear();
-    command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    bare(command.args(args).current_dir(bed.path("")));
     command.env("BERTH_ROOT", bed.path(store)).env("HOME", bed.path("home")).env("TMPDIR", bed.path("tmp"));
     command.env("BERTH_RUNTIME", harness::runtime::path()).env(harness::leaks::MARK, &bed.unique);
     command

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use harness::image::{Made, busybox_layer, layer, make};
-use harness::{Bed, Output, finish, json, need};
+use harness::{Bed, Output, bare, finish, json, need};
 use image::layer::tar::{Header, Kind};
 
 /// The builder on a store in the bed, behind a prefix such as `setpriv …`.
@@ -13,8 +13,7 @@ fn prefixed(bed: &Bed, prefix: &[&str], args: &[&str]) -> Output {
     let builder = harness::runtime::builder().to_string_lossy();
     let line = [prefix, &[&builder], args].concat();
     let mut command = Command::new(line[0]);
-    command.args(&line[1..]).current_dir(bed.path("")).env_clear();
-    command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    bare(command.args(&line[1..]).current_dir(bed.path("")));
     command.env("BERTH_ROOT", bed.path("store")).env("HOME", bed.path("home")).env("TMPDIR", bed.path("tmp"));
     command.env(harness::leaks::MARK, &bed.unique);
     finish(&mut command)

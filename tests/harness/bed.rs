@@ -11,7 +11,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::bundle::Bundle;
-use crate::command::{Output, finish, gone_within};
+use crate::command::{Output, bare, finish, gone_within};
 use crate::{leaks, runtime};
 
 /// Dropping it removes its containers, then fails the test if anything is left.
@@ -82,8 +82,7 @@ impl Bed {
         words.push(program);
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).arg("--root").arg(self.state());
-        command.env_clear();
-        command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        bare(&mut command);
         command.env(leaks::MARK, &self.unique);
         command.env("TMPDIR", self.path("tmp"));
         command.env("XDG_RUNTIME_DIR", self.path("run"));

@@ -36,6 +36,15 @@ pub struct Running {
     done: bool,
 }
 
+/// Nothing of our environment but `PATH`, and where an instrumented build leaves its counts.
+pub fn bare(command: &mut Command) -> &mut Command {
+    command.env_clear();
+    for name in ["PATH", "LLVM_PROFILE_FILE"] {
+        command.envs(std::env::var_os(name).map(|value| (name, value)));
+    }
+    command
+}
+
 /// Run `command` to its end.
 pub fn finish(command: &mut Command) -> Output {
     start(command).wait()

@@ -20,6 +20,6 @@ pub mod shim;
 
 pub use bed::{Bed, Container};
 pub use bundle::Bundle;
-pub use command::{Output, Running, finish, start};
+pub use command::{Output, Running, bare, finish, start};
 pub use fifo::Fifo;
 pub use serde_json::{Value, json};

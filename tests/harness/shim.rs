@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::bundle::Bundle;
-use crate::command::{Output, finish};
+use crate::command::{Output, bare, finish};
 use crate::{leaks, runtime};
 
 /// `$BERTH_SHIM`, or the one beside the runtime.
@@ -46,8 +46,8 @@ impl<'a> Supervised<'a> {
     /// `berth-shim --root … VERB …`
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(path());
-        command.arg("--root").arg(self.root()).args(args).env_clear();
-        command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.arg("--root").arg(self.root()).args(args);
+        bare(&mut command);
         command.env(leaks::MARK, &self.bundle.bed.unique);
         command.env("BERTH_RUNTIME", runtime::path());
         command.env("TMPDIR", self.bundle.bed.path("tmp"));

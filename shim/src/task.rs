@@ -238,6 +238,18 @@ impl Container {
     }
 }
 
+/// Delete what is left of a container that nobody watches over, and wait for that.
+pub fn delete_now(client: &Client, log: &Path, id: &str) -> Result<()> {
+    let out = client.command(log, "delete").args(["--force", id]).stdin(Stdio::null()).output();
+    let out = out.with_context(|| format!("start {}", client.program.display()))?;
+    if out.status.success() {
+        return Ok(());
+    }
+    let printed = String::from_utf8_lossy(&out.stderr).trim().to_owned();
+    let said = client::last_error(log).unwrap_or(printed);
+    Err(anyhow::anyhow!("delete {id}: {said}"))
+}
+
 /// What the runtime says, else what it printed, else how it ended.
 fn failed(program: &str, exit: Exit, log: &Path, errors: Option<File>) -> anyhow::Error {
     let mut printed = String::new();

@@ -22,7 +22,6 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use report::Kind;
-use runtime::client::Client;
 use sha2::{Digest, Sha256};
 use sys::signals::Signals;
 
@@ -510,7 +509,7 @@ fn delete(args: &Args, environment: &Environment) -> Result<()> {
     let state = client.root.as_ref().map(|root| root.join(&args.id));
     let deleted = match state {
         Some(state) if !state.exists() => Ok(()),
-        _ => delete_container(&client, &bundle.join("log.json"), &args.id),
+        _ => crate::task::delete_now(&client, &bundle.join("log.json"), &args.id),
     };
     let unmounted = rootfs::unmount(&bundle.join("rootfs"));
     remove_socket(&bundle)?;
@@ -529,18 +528,6 @@ fn remove_socket(bundle: &Path) -> Result<()> {
         Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => crate::task::remove(path),
         _ => Ok(()),
     }
-}
-
-fn delete_container(client: &Client, log: &Path, id: &str) -> Result<()> {
-    let mut command = client.command(log, "delete");
-    let out = command.args(["--force", id]).stdin(Stdio::null()).output();
-    let out = out.with_context(|| format!("start {}", client.program.display()))?;
-    if out.status.success() {
-        return Ok(());
-    }
-    let printed = String::from_utf8_lossy(&out.stderr).trim().to_owned();
-    let said = runtime::client::last_error(log).unwrap_or(printed);
-    Err(anyhow::anyhow!("delete {id}: {said}"))
 }
 
 #[cfg(test)]

@@ -666,7 +666,13 @@ fn remove(root: &Path, id: &str, force: bool) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(2));
     };
-    let log = dir.options()?.log;
+    let options = dir.options()?;
+    let made = dir.file("log.json");
+    if made.exists() {
+        // Its last supervisor may have been killed between its end and the removal.
+        crate::task::delete_now(&supervisor::client(&options), &made, id)?;
+    }
+    let log = options.log;
     for n in 0..log.max_file.max(1) {
         for end in ["", ".gz"] {
             // Those in the folder go with it.

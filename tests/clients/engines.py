@@ -1,5 +1,5 @@
 """Docker and podman: what people do with them every day, step by step."""
-import glob, json, os, shutil, signal, subprocess, time
+import glob, json, os, shutil, signal, socket, subprocess, time
 
 from common import MIB, Absent, Failed, Terminal, fetched, frozen, memory_limit, ok, pids_limit, same, sh, until
 
@@ -670,6 +670,51 @@ class Podman(DockerLike):
     def opt(self, rt):
         # An ordinary user has a place given by systemd.
         return ["--network=none"] if self.o.rootless else ["--network=none", "--cgroup-parent", self.cgroup_parent()]
+
+    def steps(self):
+        *most, last = super().steps()
+        return [*most, ("readiness is told to systemd", self.s_notify), ("logs in the journal", self.s_journal), last]
+
+    def s_notify(self, rt):
+        at = os.path.join(self.dir, "manager-" + rt)
+        manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        manager.settimeout(20)
+        manager.bind(at)
+        os.chmod(at, 0o777)
+        told = dict(os.environ, NOTIFY_SOCKET=at)
+        said = lambda: manager.recv(4096).decode().split()
+        # By podman, once the container runs; by the service itself, whose word goes through the monitor.
+        for mode in "conmon", "container":
+            c = self.fresh()
+            p = subprocess.Popen(self.run(rt, "-d", "--name", c, "--sdnotify", mode, self.image, "sleep", "1000"), env=told,
+                                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            words = []
+            if mode == "container":
+                until("it runs", lambda: sh(self.cmd("inspect", "--format", "{{.State.Running}}", c)).stdout.strip() == "true" or p.poll())
+                inside = "/proc/%s/root/run/notify/notify.sock" % self.pid(c)
+                until("its socket", lambda: os.path.exists(inside))
+                socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"READY=1", inside)
+            while "READY=1" not in words:
+                words += said()
+            if p.wait(20):
+                raise Failed("%s: %s" % (mode, p.stderr.read()))
+            if not any(w.startswith("MAINPID=") for w in words):
+                raise Failed("%s: no main process: %s" % (mode, words))
+            ok(self.cmd(*self.pre(rt), *self.remove, c))
+
+    def s_journal(self, rt):
+        if not os.path.exists("/run/systemd/journal/socket"):
+            raise Absent("no journal on this host")
+        c = self.fresh()
+        ok(self.run(rt, "--name", c, "--log-driver", "journald", self.image, "sh", "-c", "echo to the journal; echo $((6*7)) >&2"))
+        # Podman's own entries have no text.
+        seen = lambda: sorted(ok(["journalctl", "-q", *["--user"][:self.o.rootless], "-o", "cat", "CONTAINER_NAME=" + c]).split("\n"))
+        lines = lambda: [line for line in seen() if line]
+        until("its lines", lambda: len(lines()) >= 2)
+        same("the journal", lines(), ["42", "to the journal"])
+        logs = sh(self.cmd("logs", c))
+        same("podman logs", (logs.stdout, logs.stderr), ("to the journal\n", "42\n"))
+        ok(self.cmd(*self.pre(rt), *self.remove, c))
 
     def version(self):
         return ok(self.cmd("version", "--format", "{{.Client.Version}}")).strip()

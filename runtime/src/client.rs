@@ -21,6 +21,8 @@ impl Client {
     /// `PROGRAM [--root R] --log L --log-format json [--systemd-cgroup] VERB`
     pub fn command(&self, log: &Path, verb: &str) -> Command {
         let mut command = Command::new(&self.program);
+        // Who starts us is not the container.
+        command.env_remove("NOTIFY_SOCKET");
         if let Some(root) = &self.root {
             command.arg("--root").arg(root);
         }

@@ -9,6 +9,7 @@
 //!                         is there. A name appears at once or not at all, outlives a damaged state file, and
 //!                         costs no inode: to find a free one is what a new file costs most
 //!   start.sock            init listens here until `start`; refuses connections afterwards
+//!   notify/notify.sock    with NOTIFY_SOCKET: the container tells here that it is ready (`launch::notify`)
 //! ```
 //!
 //! | status   | how it is told                                                        |

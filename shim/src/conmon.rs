@@ -16,7 +16,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -677,19 +677,16 @@ fn forward_notifications(host: &Host, bundle: &Path, to: &Path) -> Result<PathBu
     let folder = bundle.join("notify");
     let path = folder.join("notify.sock");
     std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
-    crate::task::remove(&path)?;
     let dir = sys::path::open_host_dir(&folder).with_context(|| format!("open {}", folder.display()))?;
-    let short = format!("/proc/self/fd/{}/notify.sock", dir.as_raw_fd());
-    let socket = UnixDatagram::bind(short).context("listen for notifications")?;
-    rustix::fs::chmod(&path, Mode::from_raw_mode(0o777)).context("chmod the socket")?;
-    socket.set_nonblocking(true).context("receive without waiting")?;
+    let socket =
+        sys::socket::receive_datagrams_at(dir.as_fd(), "notify.sock").context("listen for notifications")?;
     let (on, to) = (host.on.clone(), to.to_owned());
     host.on.spawn(async move {
         let mut buffer = vec![0; 4096];
         while on.readable(socket.as_fd()).await.is_ok() {
             if let Ok(n) = socket.recv(&mut buffer) {
-                let sent = UnixDatagram::unbound().and_then(|s| s.send_to(&buffer[..n], &to));
-                sent.map(|_| ()).unwrap_or_else(|e| log::warn!("notify {}: {e}", to.display()));
+                let sent = sys::socket::send_datagram(&to, &buffer[..n]);
+                sent.unwrap_or_else(|e| log::warn!("notify {}: {e}", to.display()));
             }
         }
     });

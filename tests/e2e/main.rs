@@ -13,6 +13,7 @@ mod landlock;
 mod lifecycle;
 mod mounts;
 mod network;
+mod notify;
 mod process;
 mod rootless;
 mod seccomp;

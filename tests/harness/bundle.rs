@@ -1,6 +1,7 @@
 //! What does a test run? A busybox root file system and a config that is `runc spec`'s, without the terminal.
 
 use std::cell::RefCell;
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ pub struct Bundle<'a> {
     pub dir: PathBuf,
     pub config: Value,
     ids: RefCell<u32>,
+    caller_env: Vec<(String, OsString)>,
 }
 
 const APPLETS: &str = "[ awk base64 cat chmod chown cp cut date dd df dmesg echo env expr false find grep head hostname id \
@@ -92,7 +94,7 @@ impl<'a> Bundle<'a> {
         let mut config = default_config();
         let mark = format!("{}={}", crate::leaks::MARK, bed.unique);
         config["process"]["env"].as_array_mut().expect("env is an array").push(json!(mark));
-        Bundle { bed, dir, config, ids: RefCell::new(0) }
+        Bundle { bed, dir, config, ids: RefCell::new(0), caller_env: Vec::new() }
     }
 
     /// A path inside the root file system, as the host sees it.
@@ -134,6 +136,12 @@ impl<'a> Bundle<'a> {
 
     pub fn sh(self, script: &str) -> Self {
         self.args(["sh", "-c", script])
+    }
+
+    /// In the environment of the runtime itself.
+    pub fn caller_env(mut self, name: &str, value: impl Into<OsString>) -> Self {
+        self.caller_env.push((name.to_owned(), value.into()));
+        self
     }
 
     pub fn env(self, pair: &str) -> Self {
@@ -206,6 +214,7 @@ impl<'a> Bundle<'a> {
         self.write(id);
         let mut command = self.bed.command();
         command.arg(verb).arg("--bundle").arg(&self.dir).args(options).arg(id);
+        command.envs(self.caller_env.iter().cloned());
         command
     }
 

@@ -3,8 +3,12 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
 
+use rustix::fs::{AtFlags, Mode};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
@@ -80,6 +84,27 @@ pub fn connect_at(dir: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
     let socket = seqpacket()?;
     rustix::net::connect(&socket, &address(dir, name)?)?;
     Ok(socket)
+}
+
+/// Receive datagrams, from everybody and without waiting, at the socket `name` in the directory `dir`; one that is there goes.
+pub fn receive_datagrams_at(dir: BorrowedFd<'_>, name: &str) -> io::Result<UnixDatagram> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let socket = UnixDatagram::bind(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()))?;
+    rustix::fs::chmodat(dir, name, Mode::from_raw_mode(0o777), AtFlags::empty())?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// One datagram to a socket by path, or by `@` and its name where it has none (sd_notify(3)).
+pub fn send_datagram(to: &Path, bytes: &[u8]) -> io::Result<()> {
+    let address = match to.as_os_str().as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(to)?,
+    };
+    UnixDatagram::unbound()?.send_to_addr(bytes, &address).map(|_| ())
 }
 
 /// Wait for a connection.

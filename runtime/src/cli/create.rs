@@ -9,6 +9,7 @@ use report::{Explain, Kind, error};
 use super::Globals;
 use crate::host::Host;
 use crate::launch::container::{self, Outcome, Wishes};
+use crate::launch::notify;
 use crate::plan::{Options, Plan};
 
 /// Create a container; its process waits for `start`.
@@ -54,7 +55,7 @@ pub struct Common {
 /// Create the container.
 pub fn run(globals: &Globals, args: Args) -> Result<i32> {
     let created = create(globals, &args.id, &args.common, false, true)?;
-    let Outcome { dir: _dir, pidfd: _pidfd, terminal: _terminal, state } = created;
+    let Outcome { dir: _dir, pidfd: _pidfd, terminal: _terminal, notify: _, state } = created;
     std::mem::forget(state); // see `create`
     Ok(0)
 }
@@ -75,6 +76,8 @@ pub fn create(globals: &Globals, id: &str, args: &Common, run: bool, detach: boo
         // have to be copied first.
         let loaded = ManuallyDrop::new(crate::bundle::load(&bundle)?);
         let host = Host::gather()?.with_rootless(globals.rootless.forced());
+        let notify = notify::wanted();
+        let folder = || std::path::absolute(globals.root.join(id).join(notify::FOLDER)).context("--root");
         let options = Options {
             id: id.to_owned(),
             bundle,
@@ -85,6 +88,7 @@ pub fn create(globals: &Globals, id: &str, args: &Common, run: bool, detach: boo
             listen_fds,
             console_socket: args.console_socket.is_some(),
             detach,
+            notify: notify.is_some().then(folder).transpose()?,
         };
         let mut plan = ManuallyDrop::new(Plan::new(&loaded, &options, &host)?);
         if args.console_socket.is_none() {
@@ -94,6 +98,7 @@ pub fn create(globals: &Globals, id: &str, args: &Common, run: bool, detach: boo
             console_socket: args.console_socket.clone(),
             pidfd_socket: args.pidfd_socket.clone(),
             pid_file: args.pid_file.as_deref().map(absolute).transpose()?,
+            notify,
             run,
         };
         container::create(&globals.root, &plan, &host, &wishes)

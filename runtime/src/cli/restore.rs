@@ -63,9 +63,9 @@ pub fn run(globals: &Globals, args: Args) -> Result<i32> {
     if !args.no_subreaper && !args.detach {
         sys::process::set_subreaper().context("become a subreaper")?;
     }
-    let Outcome { dir, state, pidfd, terminal } = restore(globals, &args).with_context(doing)?;
+    let Outcome { dir, state, pidfd, terminal, notify: _ } = restore(globals, &args).with_context(doing)?;
     let Some(signals) = signals else { return Ok(0) };
-    let exit = foreground::attend(&Foreground { pid: state.pid, pidfd, terminal }, &signals);
+    let exit = foreground::attend(&Foreground { pid: state.pid, pidfd, terminal, notify: None }, &signals);
     let removed = container::destroy(&dir, &state);
     let exit = exit.with_context(doing)?;
     removed.with_context(doing)?;

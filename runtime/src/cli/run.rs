@@ -1,5 +1,7 @@
 //! `run`: create, start, and wait.
 
+use std::os::fd::AsFd;
+
 use anyhow::{Context, Result};
 
 use super::Globals;
@@ -38,15 +40,20 @@ pub fn run(globals: &Globals, args: Args) -> Result<i32> {
     if !args.detach && !args.no_subreaper {
         sys::process::set_subreaper().context("become a subreaper")?;
     }
-    let Outcome { dir, state, pidfd, terminal } =
+    let Outcome { dir, state, pidfd, terminal, notify } =
         create::create(globals, &args.id, &args.common, true, args.detach)?;
     let doing = || format!("run {}", args.id);
-    let foreground = Foreground { pid: state.pid, pidfd, terminal };
+    let foreground = Foreground { pid: state.pid, pidfd, terminal, notify };
     if let Err(e) = container::run_poststart(&state) {
         container::destroy(&dir, &state).with_context(doing)?;
         return Err(e).with_context(doing);
     }
-    let Some(signals) = signals else { return Ok(0) };
+    let Some(signals) = signals else {
+        if let Some(notify) = &foreground.notify {
+            notify.wait(foreground.pidfd.as_fd(), state.pid).with_context(doing)?;
+        }
+        return Ok(0);
+    };
     let exit = foreground::attend(&foreground, &signals);
     let removed = if args.keep { Ok(()) } else { container::destroy(&dir, &state) };
     let exit = exit.with_context(doing)?;

@@ -1,9 +1,12 @@
 //! `start`: let a created container's process execute its program.
 
+use std::os::fd::AsFd;
+
 use anyhow::{Context, Result};
 
 use super::Globals;
 use crate::launch::container;
+use crate::launch::notify::{self, Notify};
 use crate::state::Dir;
 
 /// Start the process of a created container.
@@ -19,12 +22,22 @@ pub struct Args {
 pub fn run(globals: &Globals, args: Args) -> Result<i32> {
     let doing = || format!("start {}", args.id);
     let dir = Dir::open(&globals.root, &args.id).with_context(doing)?;
-    let _lock = dir.lock().with_context(doing)?;
+    let lock = dir.lock().with_context(doing)?;
     let state = dir.load().with_context(doing)?;
+    let notify = match notify::wanted() {
+        Some(to) => Notify::listen(&dir, &to).with_context(doing)?,
+        None => None,
+    };
+    let pidfd = state.pidfd().with_context(doing)?.filter(|_| notify.is_some());
     container::start(&dir, &state).with_context(doing)?;
     if let Err(e) = container::run_poststart(&state) {
         container::destroy(&dir, &state).with_context(doing)?;
         return Err(e).with_context(doing);
+    }
+    if let (Some(notify), Some(pidfd)) = (notify, pidfd) {
+        // That may take long, and others may want to end it.
+        drop(lock);
+        notify.wait(pidfd.as_fd(), state.pid).with_context(doing)?;
     }
     Ok(0)
 }

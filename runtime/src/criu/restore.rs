@@ -53,7 +53,7 @@ pub fn restore(
     });
     drop(lock);
     match woken {
-        Ok((pidfd, terminal)) => Ok(Outcome { dir, state, pidfd, terminal }),
+        Ok((pidfd, terminal)) => Ok(Outcome { dir, state, pidfd, terminal, notify: None }),
         Err(e) => match container::destroy(&dir, &state) {
             Ok(()) => Err(e),
             Err(more) => Err(e.context(format!("(while undoing: {})", report::line(&more)))),

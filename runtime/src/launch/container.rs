@@ -1,6 +1,7 @@
 //! The parent's side of creating a container, and `start`.
 
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -11,6 +12,7 @@ use sys::socket;
 
 use super::channel::{self, Channel, FromChild};
 use super::init::{self, Inherited};
+use super::notify::{self, Notify};
 use super::{idmaps, stage};
 use crate::cgroup::{self, Cgroup};
 use crate::host::Host;
@@ -28,6 +30,8 @@ pub struct Wishes {
     /// `--pidfd-socket`: gets a pidfd of the container's process.
     pub pidfd_socket: Option<PathBuf>,
     pub pid_file: Option<PathBuf>,
+    /// Where to tell that it is ready (`NOTIFY_SOCKET`); its plan has the mount.
+    pub notify: Option<OsString>,
     /// Execute the program at once (`run`), do not wait for `start`.
     pub run: bool,
 }
@@ -40,6 +44,8 @@ pub struct Outcome {
     pub pidfd: OwnedFd,
     /// The master of its terminal, when nobody else got it.
     pub terminal: Option<OwnedFd>,
+    /// Where its readiness will be heard of, with `Wishes::run`.
+    pub notify: Option<Notify>,
 }
 
 /// Create a container by `plan`. After an error nothing of it is left.
@@ -57,11 +63,19 @@ pub fn create(root: &Path, plan: &Plan, host: &Host, wishes: &Wishes) -> Result<
     let mut state = first_state(plan, host, &dir.path());
     let mut made = Made { pid: None, cgroup: None, pid_file: None };
     let result = dir.begin(&state).and_then(|()| {
+        let notify = match &wishes.notify {
+            None => None,
+            Some(to) => {
+                notify::make_folder(&dir)?;
+                if wishes.run { Notify::listen(&dir, to)? } else { None }
+            }
+        };
         let parts = Parts { dir: &dir, plan, host, wishes, console, pidfd_socket, joined };
-        launch(parts, &mut state, &mut made, lock)
+        let (pidfd, terminal) = launch(parts, &mut state, &mut made, lock)?;
+        Ok((pidfd, terminal, notify))
     });
     match result {
-        Ok((pidfd, terminal)) => Ok(Outcome { dir, state, pidfd, terminal }),
+        Ok((pidfd, terminal, notify)) => Ok(Outcome { dir, state, pidfd, terminal, notify }),
         Err(e) => Err(undo(e, &dir, &state, made)),
     }
 }

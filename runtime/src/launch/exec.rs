@@ -135,7 +135,7 @@ pub fn start(exec: &Exec<'_>) -> Result<Foreground> {
         process::wait_if_child(pid);
         return Err(e);
     }
-    Ok(Foreground { pid, pidfd, terminal: master })
+    Ok(Foreground { pid, pidfd, terminal: master, notify: None })
 }
 
 struct Child<'a> {

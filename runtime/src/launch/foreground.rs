@@ -9,6 +9,8 @@ use sys::process::{self, Exit};
 use sys::signals::Signals;
 use sys::tty;
 
+use super::notify::Notify;
+
 /// Whose end we await.
 #[derive(Debug)]
 pub struct Foreground {
@@ -16,6 +18,8 @@ pub struct Foreground {
     pub pidfd: OwnedFd,
     /// The master of its terminal.
     pub terminal: Option<OwnedFd>,
+    /// Until it is ready.
+    pub notify: Option<Notify>,
 }
 
 /// Wait for the process; it is our child. `signals` were blocked before it was cloned, so that none is lost.
@@ -37,6 +41,7 @@ pub fn attend(process: &Foreground, signals: &Signals) -> Result<Exit> {
         input_open: true,
         output_open: true,
     });
+    let mut notify = process.notify.as_ref();
     loop {
         let mut fds = vec![PollFd::new(signals, PollFlags::IN), PollFd::new(&process.pidfd, PollFlags::IN)];
         let (mut at_input, mut at_output) = (None, None);
@@ -50,6 +55,10 @@ pub fn attend(process: &Foreground, signals: &Signals) -> Result<Exit> {
                 fds.push(PollFd::from_borrowed_fd(stdin, PollFlags::IN));
             }
         }
+        let at_notify = notify.map(|notify| {
+            fds.push(PollFd::new(notify, PollFlags::IN));
+            fds.len() - 1
+        });
         rustix::io::retry_on_intr(|| poll(&mut fds, None)).context("wait for the container's process")?;
         let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
         let is = |at: Option<usize>| at.is_some_and(|at| ready[at]);
@@ -61,6 +70,8 @@ pub fn attend(process: &Foreground, signals: &Signals) -> Result<Exit> {
                 copy.input(stdin)?;
             }
         }
+        // The service's main process is this one.
+        notify = notify.filter(|notify| !(is(at_notify) && notify.pass_on(None)));
         if ready[0] {
             forward(process, signals)?;
         }

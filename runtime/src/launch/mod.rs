@@ -40,6 +40,7 @@ pub mod exec;
 pub mod foreground;
 mod idmaps;
 mod init;
+pub mod notify;
 mod stage;
 
 pub use container::{Outcome, create, start};

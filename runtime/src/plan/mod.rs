@@ -46,6 +46,8 @@ pub struct Options {
     /// `--console-socket` was given.
     pub console_socket: bool,
     pub detach: bool,
+    /// The folder on the host in which its readiness is heard (`launch::notify`).
+    pub notify: Option<PathBuf>,
 }
 
 /// Everything that will be done for one container.
@@ -100,6 +102,9 @@ impl Plan {
         if options.listen_fds > 0 {
             process_plan.env.extend([c"LISTEN_PID=1".to_owned()]);
             process_plan.env.extend(std::ffi::CString::new(format!("LISTEN_FDS={}", options.listen_fds)));
+        }
+        if options.notify.is_some() {
+            process_plan.env.push(crate::launch::notify::VARIABLE.to_owned());
         }
         if process_plan.terminal && options.detach && !options.console_socket {
             return Err(report::error(

@@ -114,7 +114,22 @@ impl Mount {
 pub fn plan(spec: &Spec, options: &Options, host: &Host, cgroup: &CgroupPlan) -> Result<Vec<Mount>> {
     let facts = Facts::of(spec, options, host, cgroup);
     let mounts = spec.mounts().as_deref().unwrap_or_default();
-    mounts.iter().enumerate().map(|(i, mount)| facts.plan(mount, &format!("mounts[{i}]"))).collect()
+    let notify = options.notify.as_deref().map(notify);
+    mounts
+        .iter()
+        .chain(&notify)
+        .enumerate()
+        .map(|(i, mount)| facts.plan(mount, &format!("mounts[{i}]")))
+        .collect()
+}
+
+/// What a program that tells of its readiness sees of us.
+fn notify(folder: &Path) -> oci_spec::runtime::Mount {
+    let mut mount = oci_spec::runtime::Mount::default();
+    let options = ["bind", "ro", "nosuid", "nodev", "noexec"].map(str::to_owned);
+    mount.set_destination(crate::launch::notify::DESTINATION.into());
+    mount.set_source(Some(folder.to_owned())).set_options(Some(options.to_vec()));
+    mount
 }
 
 /// What a mount may depend on.

@@ -724,19 +724,8 @@ impl Supervisor {
     /// Tell systemd that it runs (sd_notify(3)).
     fn notify(&self, pid: i32) {
         let Some(path) = &self.options.notify else { return };
-        let told = || -> std::io::Result<()> {
-            use std::os::linux::net::SocketAddrExt;
-            use std::os::unix::ffi::OsStrExt;
-            use std::os::unix::net::{SocketAddr, UnixDatagram};
-            let bytes = path.as_os_str().as_bytes();
-            let address = match bytes.strip_prefix(b"@") {
-                Some(name) => SocketAddr::from_abstract_name(name)?,
-                None => SocketAddr::from_pathname(path)?,
-            };
-            let text = format!("MAINPID={pid}\nREADY=1\n");
-            UnixDatagram::unbound()?.send_to_addr(text.as_bytes(), &address).map(|_| ())
-        };
-        if let Err(e) = told() {
+        let text = format!("MAINPID={pid}\nREADY=1\n");
+        if let Err(e) = sys::socket::send_datagram(path, text.as_bytes()) {
             log::warn!("notify {}: {e}", path.display());
         }
     }

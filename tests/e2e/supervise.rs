@@ -633,3 +633,59 @@ fn podmans_monitor_keeps_its_oom_score_to_itself() {
     bed.call(&["delete", "--force", &id]).success();
     monitor.ends_within(Duration::from_secs(20));
 }
+
+/// Back-off and health checks go by the monotonic clock.
+#[test]
+fn the_clock_may_be_set_back_a_day() {
+    use nix::time::{ClockId, clock_gettime, clock_settime};
+    let Some(_) = need::disposable() else { return };
+    let bed = Bed::new();
+    let crashing = bed.bundle().sh("exit 1");
+    let crashing = Supervised::new(&crashing);
+    crashing.start(&["--restart", "always"]);
+    let b = bed.bundle().sh("trap 'exit 0' TERM; while :; do sleep 0.02; done");
+    let healthy = Supervised::new(&b);
+    healthy.start(&["--health-cmd", "echo x >>/beats", "--health-interval", "300ms"]);
+    let beats = || fs::read(b.inside("beats")).unwrap_or_default().len();
+    healthy.until("it beats", |_| beats() > 0);
+    crashing.until("it is started again", |s| s["restarts"].as_i64() >= Some(2));
+    let day = nix::sys::time::TimeSpec::new(86400, 0);
+    let real = clock_gettime(ClockId::CLOCK_REALTIME).expect("read the clock");
+    clock_settime(ClockId::CLOCK_REALTIME, real - day).expect("set the clock");
+    let (began, beaten, restarts) = (Instant::now(), beats(), crashing.number("restarts"));
+    crashing
+        .until("it is started again after that", |s| s["restarts"].as_i64() >= Some(i64::from(restarts) + 2));
+    healthy.until("it beats after that", |_| beats() >= beaten + 8);
+    let took = began.elapsed();
+    let now = clock_gettime(ClockId::CLOCK_REALTIME).expect("read the clock");
+    clock_settime(ClockId::CLOCK_REALTIME, now + day).expect("set the clock");
+    // Four intervals; not all at once either.
+    assert!(took > Duration::from_millis(900), "{took:?}");
+    healthy.verb("stop", &[]).success();
+    assert_eq!(healthy.wait(), 0);
+    crashing.verb("stop", &[]).success();
+}
+
+#[test]
+fn logs_go_to_the_journal() {
+    let (Some(_), Some(_)) = (need::file("/run/systemd/journal/socket"), need::program("journalctl")) else {
+        return;
+    };
+    let bed = Bed::new();
+    let b = bed.bundle().sh("echo to the journal; echo and an error >&2; exit 3");
+    let c = Supervised::new(&b);
+    c.run(&["--log", "journald"]).exits(3);
+    let of = format!("CONTAINER_NAME={}", c.id);
+    let end = Instant::now() + Duration::from_secs(20);
+    let seen = loop {
+        let out = harness::bed::host("journalctl", &["-q", "-o", "json", &of]).success();
+        let lines: Vec<Value> = out.stdout.lines().map(|l| serde_json::from_str(l).expect("JSON")).collect();
+        if lines.len() >= 2 || Instant::now() > end {
+            break lines;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let mut said: Vec<_> = seen.iter().map(|l| (l["PRIORITY"].as_str(), l["MESSAGE"].as_str())).collect();
+    said.sort_unstable();
+    assert_eq!(said, [(Some("3"), Some("and an error")), (Some("6"), Some("to the journal"))]);
+}

@@ -46,6 +46,12 @@ pub fn ours() -> Option<Met> {
     unless(crate::runtime::is_ours(), "only berth-runtime promises this")
 }
 
+/// A host of our own, whose clock may be set: the VM.
+pub fn disposable() -> Option<Met> {
+    root()?;
+    unless(std::env::var_os("BERTH_TEST_DISPOSABLE").is_some(), "sets the clock: only in tests/vm")
+}
+
 /// A C compiler that can link static programs.
 pub fn gcc() -> Option<Met> {
     root()?;

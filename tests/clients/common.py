@@ -1,6 +1,6 @@
 """What every suite speaks that drives programs from outside: commands that end, probes of cgroups, an image without a registry,
 namespaces to work in and the way out of them."""
-import atexit, fcntl, glob, hashlib, io, json, os, pty, select, shutil, signal, struct, subprocess, sys, tarfile, termios, time, urllib.request
+import atexit, fcntl, glob, hashlib, io, json, os, pty, select, shutil, signal, socket, struct, subprocess, sys, tarfile, termios, time, urllib.request
 
 MIB = 1 << 20
 
@@ -53,6 +53,14 @@ def fetched(port, path="/"):
             return r.read().decode()
     except OSError:
         return ""
+
+
+def listens(port):
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+        return True
+    except OSError:
+        return False
 
 
 def cgroup_file(pid, controller, v1, v2):
@@ -154,16 +162,19 @@ def other_root(root, dir, runtimes):
     return ["nsenter", "--target", str(holder.pid), "--mount", "--"]
 
 
-def start_registry(dir):
-    """Debian's registry on loopback; it goes with our pid namespace"""
-    conf = os.path.join(dir, "registry.yml")
-    open(conf, "w").write("version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %s/registry}, delete: {enabled: true}}\n"
-                          "http: {addr: 127.0.0.1:5000}\n" % dir)
-    log = open(os.path.join(dir, "registry.log"), "w")
-    p = subprocess.Popen(["/usr/bin/docker-registry", "serve", conf], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+def start_registry(dir, port=5000, users=""):
+    """Debian's registry on loopback, for all or for those in a text as htpasswd(1) makes it; it goes with our pid namespace"""
+    base = os.path.join(dir, "registry-%d" % port)
+    open(base + ".yml", "w").write("version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %s}, delete: {enabled: true}}\n"
+                                   "http: {addr: 127.0.0.1:%d}\n" % (base, port))
+    if users:
+        open(base + ".users", "w").write(users)
+        open(base + ".yml", "a").write("auth: {htpasswd: {realm: berth, path: %s.users}}\n" % base)
+    log = open(base + ".log", "w")
+    p = subprocess.Popen(["/usr/bin/docker-registry", "serve", base + ".yml"], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     atexit.register(p.kill)
-    until("the registry's answer", lambda: fetched(5000, "/v2/") == "{}")
-    return "127.0.0.1:5000"
+    until("the registry", lambda: listens(port))
+    return "127.0.0.1:%d" % port
 
 
 def end_all_here():

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use harness::image::{Made, busybox_layer, layer, make};
-use harness::{Bed, Output, bare, finish, json, need};
+use harness::{Bed, Output, Value, bare, finish, json, need};
 use image::layer::tar::{Header, Kind};
 
 /// The builder on a store in the bed, behind a prefix such as `setpriv …`.
@@ -251,4 +251,54 @@ fn every_way_to_a_root_file_system_leads_to_the_same() {
         builder(&bed, &other).success();
         assert_eq!(sum(&bed.path(&folder)), expected, "{how}, {to}");
     }
+}
+
+#[test]
+fn what_uses_the_disk_and_what_may_go() {
+    let bed = Bed::new();
+    for (name, size) in [("example/small:1", 1000), ("example/large:1", 3_000_000)] {
+        let content = layer([(file("content", 0o644, (0, 0)), vec![b'x'; size])]);
+        in_bed(&bed, &make(name, vec![content], &json!({})));
+        builder(&bed, &["load", "-i", "image.tar"]).success();
+    }
+    builder(&bed, &["tag", "example/small:1", "example/alias:1"]).success();
+    let rows = |args: &[&str]| -> Vec<Value> {
+        let out = builder(&bed, args).success();
+        out.stdout.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    };
+    let images = &rows(&["df", "--format", "json"])[0];
+    assert_eq!((images["Type"].as_str(), images["TotalCount"].as_i64()), (Some("Images"), Some(2)));
+    let of = |name: &str| {
+        let all = rows(&["df", "-v", "--format", "json"]);
+        let row = all.iter().find(|row| row["Repository"] == name).unwrap_or_else(|| panic!("{all:?}"));
+        row["Bytes"].as_u64().expect("a number")
+    };
+    assert!(of("example/small") < of("example/large"));
+    builder(&bed, &["df"]).success().stdout_has("RECLAIMABLE");
+
+    // Nobody is there to be asked, so nothing goes, and it says what would.
+    builder(&bed, &["prune", "--all"]).exits(125).stderr_has("example/large:1").stderr_has("--force");
+    builder(&bed, &["prune", "--all", "--force", "--keep-storage", "much"])
+        .exits(125)
+        .stderr_has("\"much\" is no size");
+    assert_eq!(rows(&["images", "--format", "json"]).len(), 3);
+    // Those with a name stay.
+    builder(&bed, &["prune", "--force"]).success();
+    builder(&bed, &["prune", "--all", "--force", "--keep-storage", "1GB"]).success();
+    assert_eq!(rows(&["images", "--format", "json"]).len(), 3);
+    // One that lost its name goes without being asked for.
+    builder(&bed, &["untag", "example/large:1"]).success();
+    let out = builder(&bed, &["prune", "--force"]).success().stdout_has("Total reclaimed space: ");
+    assert!(out.stdout.contains("Deleted: sha256:"), "{out:?}");
+    assert_eq!(rows(&["images", "--format", "json"]).len(), 2);
+    builder(&bed, &["prune", "--all", "--force", "--filter", "reference=example/alias"])
+        .success()
+        .stdout_has("Untagged: example/alias:1");
+    builder(&bed, &["prune", "--all", "--force", "--keep-storage", "0"]).success();
+    assert_eq!(rows(&["images", "--format", "json"]), Vec::<Value>::new());
+    builder(&bed, &["prune", "--build-cache", "--force", "--filter", "label=x"])
+        .exits(125)
+        .stderr_has("until=TIME");
+    builder(&bed, &["prune", "--build-cache", "--force"]).success().stdout_has("0 steps and caches removed");
+    builder(&bed, &["check"]).success();
 }

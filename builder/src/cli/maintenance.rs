@@ -1,5 +1,6 @@
 //! What may go, what uses the disk, what is damaged?
 
+use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write};
 
 use anyhow::{Context, Result};
@@ -206,12 +207,16 @@ pub fn df(app: &App, args: Df) -> Result<i32> {
         json!({"Type": kind, "TotalCount": total, "Active": active, "Size": human::size(bytes), "Bytes": bytes,
             "Reclaimable": format!("{} ({percent}%)", human::size(free))})
     };
-    let named = usage.images.iter().filter(|u| u.image.reference.is_some()).count();
+    // Images, however many names they have.
+    let distinct = |named: bool| {
+        let all = usage.images.iter().filter(|u| !named || u.image.reference.is_some());
+        all.map(|u| &u.image.target.digest).collect::<BTreeSet<_>>().len()
+    };
     let (blobs, layers) = (store.blobs()?, store.layers()?);
     let of_blobs: u64 =
         blobs.iter().filter(|(d, ..)| usage.unneeded.blobs.contains(d)).map(|(_, s, _)| s).sum();
     let data = [
-        line("Images", usage.images.len(), named, usage.blobs + usage.layers, unnamed),
+        line("Images", distinct(false), distinct(true), usage.blobs + usage.layers, unnamed),
         line("Blobs", blobs.len(), blobs.len() - usage.unneeded.blobs.len(), usage.blobs, of_blobs),
         line(
             "Unpacked layers",

@@ -11,7 +11,7 @@ use image::layer::tar::{Header, Kind};
 use serde_json::Value;
 
 /// The builder on one of the bed's stores.
-fn on(bed: &Bed, store: &str, args: &[&str]) -> Output {
+pub fn on(bed: &Bed, store: &str, args: &[&str]) -> Output {
     finish(&mut command(bed, store, args))
 }
 
@@ -24,7 +24,7 @@ fn command(bed: &Bed, store: &str, args: &[&str]) -> Command {
 }
 
 /// A bed with an image `base` in these stores.
-fn bed(stores: &[&str]) -> Bed {
+pub fn bed(stores: &[&str]) -> Bed {
     let bed = Bed::new();
     let layer = busybox_layer("cat chmod chown cp date echo grep ln ls mkdir rm sh sleep touch");
     let made = harness::image::make("base", vec![layer], &json!({"Env": ["PATH=/bin"]}));
@@ -35,7 +35,7 @@ fn bed(stores: &[&str]) -> Bed {
     bed
 }
 
-fn write(bed: &Bed, path: &str, content: impl AsRef<[u8]>) {
+pub fn write(bed: &Bed, path: &str, content: impl AsRef<[u8]>) {
     let path = bed.path(path);
     fs::create_dir_all(path.parent().expect("a folder")).expect("make a folder");
     fs::write(path, content).expect("write a file");

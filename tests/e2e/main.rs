@@ -14,6 +14,7 @@ mod lifecycle;
 mod mounts;
 mod network;
 mod notify;
+mod options;
 mod process;
 mod rootless;
 mod seccomp;

@@ -478,7 +478,16 @@ impl Build {
         }
         let capability = |text: &String| {
             let upper = text.to_ascii_uppercase();
-            if upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") }
+            let name = upper.strip_prefix("CAP_").unwrap_or(&upper);
+            let all = || sandbox::ALL_CAPABILITIES.into_iter().chain(["ALL"]);
+            if all().any(|known| known == name) {
+                return Ok(format!("CAP_{name}"));
+            }
+            let e: Result<String> = Err(anyhow::anyhow!("{text}: no such capability"));
+            e.hint(|| match report::nearest(name, all()) {
+                Some(near) => format!("CAP_{near}?"),
+                None => "capabilities(7) has their names; ALL means all".to_owned(),
+            })
         };
         let mut no_new_privileges = false;
         for text in &self.security_opt {
@@ -514,8 +523,8 @@ impl Build {
             ulimits,
             resources: Value::Object(resources),
             cgroup_parent: self.cgroup_parent.clone(),
-            add: self.cap_add.iter().map(capability).collect(),
-            drop: self.cap_drop.iter().map(capability).collect(),
+            add: self.cap_add.iter().map(capability).collect::<Result<_>>().context("--cap-add")?,
+            drop: self.cap_drop.iter().map(capability).collect::<Result<_>>().context("--cap-drop")?,
             no_new_privileges,
             network: self.network.clone().filter(|n| n != "default"),
             search: app.environment.search.clone(),

@@ -412,6 +412,10 @@ fn config(settings: &Settings, run: &Run, root: BorrowedFd<'_>) -> Result<Value>
             if run.insecure {
                 *all = ALL_CAPABILITIES.iter().map(|c| json!(format!("CAP_{c}"))).collect();
             }
+            // As with docker and podman: all go first, then those that are named come.
+            if settings.drop.iter().any(|name| name == "CAP_ALL") {
+                all.clear();
+            }
             for name in &settings.add {
                 match name.as_str() {
                     "CAP_ALL" => *all = ALL_CAPABILITIES.iter().map(|c| json!(format!("CAP_{c}"))).collect(),
@@ -419,7 +423,7 @@ fn config(settings: &Settings, run: &Run, root: BorrowedFd<'_>) -> Result<Value>
                     _ => {}
                 }
             }
-            all.retain(|c| !settings.drop.iter().any(|d| d == "CAP_ALL" || c == d));
+            all.retain(|c| !settings.drop.iter().any(|d| c == d));
         }
     }
     config["process"]["noNewPrivileges"] = json!(settings.no_new_privileges);
@@ -481,7 +485,7 @@ fn in_user_namespace(config: &mut Value, network: &str, ids: u64, resources: &Va
 }
 
 /// capabilities(7), as of Linux 6.
-const ALL_CAPABILITIES: [&str; 41] = [
+pub const ALL_CAPABILITIES: [&str; 41] = [
     "CHOWN",
     "DAC_OVERRIDE",
     "DAC_READ_SEARCH",

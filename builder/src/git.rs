@@ -107,7 +107,8 @@ pub fn checkout(text: &str, keep_git_dir: bool, into: &Path, search: &OsStr) -> 
     let run = || -> Result<()> {
         git(&["init", "-q"])?;
         git(&["remote", "add", "origin", &address.url])?;
-        let wanted = address.commit.as_deref().or(address.reference.as_deref()).unwrap_or("HEAD");
+        // With both, the commit is what the name must stand for.
+        let wanted = address.reference.as_deref().or(address.commit.as_deref()).unwrap_or("HEAD");
         // A server may refuse a commit by its name; then all is fetched.
         if git(&["fetch", "-q", "--depth", "1", "origin", wanted]).is_err() {
             git(&["fetch", "-q", "--tags", "origin", "+refs/heads/*:refs/remotes/origin/*"])?;

@@ -15,7 +15,7 @@ pub fn on(bed: &Bed, store: &str, args: &[&str]) -> Output {
     finish(&mut command(bed, store, args))
 }
 
-fn command(bed: &Bed, store: &str, args: &[&str]) -> Command {
+pub fn command(bed: &Bed, store: &str, args: &[&str]) -> Command {
     let mut command = Command::new(harness::runtime::builder());
     bare(command.args(args).current_dir(bed.path("")));
     command.env("BERTH_ROOT", bed.path(store)).env("HOME", bed.path("home")).env("TMPDIR", bed.path("tmp"));

@@ -4,6 +4,7 @@ mod builds;
 mod cgroups;
 mod checkpoint;
 mod concurrency;
+mod contexts;
 mod errors;
 mod exec;
 mod faults;

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 
 use harness::{Bed, Output, Value, need};
 
@@ -113,8 +113,13 @@ fn files_tell_what_was_made() {
     build(&bed, &["--pull=never"]).exits(125).stderr_has("--pull=never says not to ask");
 }
 
-/// A server that gives one file to whoever asks.
-fn serve(content: &'static [u8]) -> (u16, std::thread::JoinHandle<()>) {
+/// Gives one file to whoever asks, until it is dropped.
+pub struct Server {
+    pub port: u16,
+    serving: Option<std::thread::JoinHandle<()>>,
+}
+
+pub fn serve(content: &'static [u8]) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
     let port = listener.local_addr().expect("an address").port();
     let serving = std::thread::spawn(move || {
@@ -134,13 +139,23 @@ fn serve(content: &'static [u8]) -> (u16, std::thread::JoinHandle<()>) {
             stream.write_all(&[head.as_bytes(), body].concat()).unwrap_or_default();
         }
     });
-    (port, serving)
+    Server { port, serving: Some(serving) }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let ended = TcpStream::connect(("127.0.0.1", self.port)).and_then(|mut s| s.write_all(b"GET /end"));
+        if let (Ok(()), Some(serving)) = (ended, self.serving.take()) {
+            serving.join().unwrap_or_default();
+        }
+    }
 }
 
 #[test]
 fn files_come_from_addresses() {
     let bed = bed(&["store"]);
-    let (port, serving) = serve(b"from afar\n");
+    let server = serve(b"from afar\n");
+    let port = server.port;
     let sum = "sha256:a3eb4d4f42ea9a0dd0a1f7d9d2dfb8bfb2a2cdea4f8c8f0ca2a0d7b9a5e1e111";
     write(
         &bed,
@@ -172,10 +187,6 @@ fn files_come_from_addresses() {
     }
     write(&bed, "c/Dockerfile", format!("FROM base\nADD http://127.0.0.1:{port}/ /to/\n"));
     build(&bed, &[]).exits(125).stderr_has("it has no file's name at its end");
-    std::net::TcpStream::connect(("127.0.0.1", port))
-        .and_then(|mut s| s.write_all(b"GET /end"))
-        .expect("end it");
-    serving.join().expect("the server");
 }
 
 #[test]

@@ -100,6 +100,9 @@ class Ctr(Client):
             self.absent("criu is not installed")
         c = self.fresh()
         ok(self.run(rt, "-d", self.image, c, "sh", "-c", "i=0; while :; do i=$((i+1)); echo $i >/count; sleep 0.1; done"))
+        # The file is empty for a moment each time.
+        count = lambda c: int(ok(self.ex(c, "cat", "/count")) or 0)
+        until("it counts", lambda: count(c) > 1)
         ok(self.cmd("container", "checkpoint", "--rw", "--task", c, "checkpoint-" + c))
         same("it goes on", self.status(c), "RUNNING")
         sh(self.cmd("task", "delete", "--force", c))
@@ -111,9 +114,9 @@ class Ctr(Client):
             until("the restored one runs", lambda: self.status(woken) == "RUNNING" or restored.poll() is not None)
             if restored.poll():
                 raise Failed("restore: status %d: %s" % (restored.returncode, restored.stderr.read().decode()[-400:]))
-            count = lambda: int(ok(self.ex(woken, "cat", "/count")) or 0)
-            before = count()
-            until("it counts on", lambda: count() > before > 1)
+            until("it knows its count", lambda: count(woken) > 1)
+            before = count(woken)
+            until("it counts on", lambda: count(woken) > max(before, 1))
         finally:
             sh(self.cmd("task", "delete", "--force", woken))
             restored.kill()

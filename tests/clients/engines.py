@@ -235,7 +235,7 @@ class DockerLike(Client):
         try:
             ok(self.on(rt, n, "-d", "--name", c, self.image, "sh", "-c", "echo served >/tmp/index.html; exec httpd -f -p 80 -h /tmp"))
             address = ok(self.cmd("inspect", "--format", '{{(index .NetworkSettings.Networks "%s").IPAddress}}' % n, c)).strip()
-            fetch = lambda host: sh(self.on(rt, n, "--rm", self.image, "timeout", "5", "wget", "-q", "-O-", "http://%s/" % host)).stdout
+            fetch = lambda host: sh(self.on(rt, n, "--rm", self.image, "sh", "-c", "timeout 5 wget -q -O- http://%s/; exit $?" % host)).stdout
             until("an answer by address", lambda: fetch(address) == "served\n")
             if self.names_hosts:
                 same("by name", fetch(c), "served\n")

@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use report::Kind;
@@ -39,6 +39,8 @@ pub struct Held {
     pub stdin: Option<OwnedFd>,
     /// Until the process is deleted.
     outputs: Vec<OwnedFd>,
+    /// The terminal's fifo, until it is copied to.
+    waiting: Option<OwnedFd>,
 }
 
 /// Who owns the streams besides root (`io_uid`, `io_gid`).
@@ -101,10 +103,13 @@ impl Names {
         namespace: &str,
         owner: Owner,
     ) -> Result<(Streams, Held)> {
-        if self.terminal {
-            return Ok((Streams::Terminal, Held::default()));
-        }
         let mut held = Held::default();
+        if self.terminal {
+            if let Target::Fifo(path) = target(&self.stdout).context("stdout")? {
+                held.waiting = read_by_others(host, path).await;
+            }
+            return Ok((Streams::Terminal, held));
+        }
         let stdin = match target(&self.stdin).context("stdin")? {
             Target::Nothing => null()?,
             Target::Fifo(path) => {
@@ -121,7 +126,10 @@ impl Names {
         };
         let (stdout, stderr) = match target(&self.stdout).context("stdout")? {
             Target::Binary(uri) => logger(host, uri, id, namespace, &mut held).await?,
-            _ => (output(&self.stdout, &mut held, owner)?, output(&self.stderr, &mut held, owner)?),
+            _ => {
+                let stdout = output(host, &self.stdout, &mut held, owner).await?;
+                (stdout, output(host, &self.stderr, &mut held, owner).await?)
+            }
         };
         if (owner.uid, owner.gid) != (0, 0) {
             chown(&stdin, owner)?;
@@ -143,8 +151,9 @@ impl Names {
                 held.outputs.push(open_fifo(path, OFlags::RDONLY | OFlags::NONBLOCK)?);
                 open_fifo(path, OFlags::WRONLY | OFlags::NONBLOCK)?
             }
-            _ => output(&self.stdout, held, Owner::default())?,
+            _ => file(&self.stdout)?,
         };
+        held.waiting = None;
         Ok(copy::Terminal::new(&host.on, terminal, input, out))
     }
 }
@@ -154,27 +163,55 @@ fn null() -> Result<OwnedFd> {
     Ok(file.into())
 }
 
-fn output(name: &str, held: &mut Held, owner: Owner) -> Result<OwnedFd> {
+/// A fifo's writing side, once somebody reads: a client that has not come yet would, after a very short life of the container, not
+/// come any more, and miss what it has said. `None`: nobody comes within two seconds.
+async fn read_by_others(host: &Host, path: &Path) -> Option<OwnedFd> {
+    let until = Instant::now() + Duration::from_secs(2);
+    loop {
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+        match rustix::fs::open(path, flags, rustix::fs::Mode::empty()) {
+            Ok(fd) => return Some(fd),
+            Err(rustix::io::Errno::NXIO) if Instant::now() < until => {
+                host.on.sleep(Duration::from_millis(1)).await;
+            }
+            // What is wrong with it is told by whoever opens it next.
+            Err(_) => return None,
+        }
+    }
+}
+
+async fn output(host: &Host, name: &str, held: &mut Held, owner: Owner) -> Result<OwnedFd> {
     let out = match target(name)? {
         Target::Nothing => return null(),
         Target::Fifo(path) => {
+            let waiting = read_by_others(host, path).await;
             // The reader first: then the writer need not wait for one.
             held.outputs.push(open_fifo(path, OFlags::RDONLY | OFlags::NONBLOCK)?);
-            open_fifo(path, OFlags::WRONLY)?
+            let out = open_fifo(path, OFlags::WRONLY)?;
+            drop(waiting);
+            out
         }
-        Target::File(path) => {
-            if let Some(dir) = path.parent() {
-                std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
-            }
-            let file = OpenOptions::new().append(true).create(true).mode(0o644).open(&path);
-            file.with_context(|| format!("open {}", path.display()))?.into()
-        }
-        Target::Binary(_) => bail!("{name}: stdout names the logging program for both"),
+        _ => file(name)?,
     };
     if (owner.uid, owner.gid) != (0, 0) {
         chown(&out, owner)?;
     }
     Ok(out)
+}
+
+/// Where it is no fifo.
+fn file(name: &str) -> Result<OwnedFd> {
+    match target(name)? {
+        Target::File(path) => {
+            if let Some(dir) = path.parent() {
+                std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+            }
+            let file = OpenOptions::new().append(true).create(true).mode(0o644).open(&path);
+            Ok(file.with_context(|| format!("open {}", path.display()))?.into())
+        }
+        Target::Binary(_) => bail!("{name}: stdout names the logging program for both"),
+        Target::Nothing | Target::Fifo(_) => null(),
+    }
 }
 
 fn chown(file: &OwnedFd, owner: Owner) -> Result<()> {

@@ -120,6 +120,13 @@ fn nobody_waits_for_a_service_that_is_gone() {
     finish(bed.command().args(["start", &c.id]).env("NOTIFY_SOCKET", bed.path("nobody.sock"))).success();
     c.delete_force().success();
     b.run().exits(3);
+    // There is no place for the socket, and that is said.
+    let bare = bed
+        .bundle()
+        .set("/linux/namespaces", harness::json!([{"type": "pid"}, {"type": "uts"}]))
+        .set("/mounts", harness::json!([]));
+    let (_, out) = bare.caller_env("NOTIFY_SOCKET", bed.path("nobody.sock")).try_create();
+    out.exits(1).stderr_has("NOTIFY_SOCKET without a mount namespace");
     // Made without: it has no folder, and `start` does not wait.
     let c = bed.bundle().args(["sleep", "1000"]).create();
     finish(bed.command().args(["start", &c.id]).env("NOTIFY_SOCKET", bed.path("nobody.sock"))).success();

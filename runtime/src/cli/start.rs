@@ -28,7 +28,7 @@ pub fn run(globals: &Globals, args: Args) -> Result<i32> {
         Some(to) => Notify::listen(&dir, &to).with_context(doing)?,
         None => None,
     };
-    let pidfd = state.pidfd().with_context(doing)?.filter(|_| notify.is_some());
+    let pidfd = if notify.is_some() { state.pidfd().with_context(doing)? } else { None };
     container::start(&dir, &state).with_context(doing)?;
     if let Err(e) = container::run_poststart(&state) {
         container::destroy(&dir, &state).with_context(doing)?;

@@ -11,7 +11,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -67,7 +67,7 @@ impl Notify {
         let ready = buffer[..length].split(|byte| *byte == b'\n').any(|line| line == b"READY=1");
         if ready {
             let main = main.map(|pid| format!("MAINPID={pid}\n")).unwrap_or_default();
-            let told = socket::send_datagram(Path::new(&self.to), format!("READY=1\n{main}").as_bytes());
+            let told = socket::send_datagram(&self.to, format!("READY=1\n{main}").as_bytes());
             told.unwrap_or_else(|e| log::warn!("notify {}: {e}", self.to.display()));
         }
         ready

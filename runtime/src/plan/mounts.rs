@@ -114,13 +114,9 @@ impl Mount {
 pub fn plan(spec: &Spec, options: &Options, host: &Host, cgroup: &CgroupPlan) -> Result<Vec<Mount>> {
     let facts = Facts::of(spec, options, host, cgroup);
     let mounts = spec.mounts().as_deref().unwrap_or_default();
-    let notify = options.notify.as_deref().map(notify);
-    mounts
-        .iter()
-        .chain(&notify)
-        .enumerate()
-        .map(|(i, mount)| facts.plan(mount, &format!("mounts[{i}]")))
-        .collect()
+    let planned = mounts.iter().enumerate().map(|(i, mount)| facts.plan(mount, &format!("mounts[{i}]")));
+    let notify = options.notify.as_deref().map(|folder| facts.plan(&notify(folder), "NOTIFY_SOCKET"));
+    planned.chain(notify).collect()
 }
 
 /// What a program that tells of its readiness sees of us.

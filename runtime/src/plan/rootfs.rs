@@ -113,6 +113,7 @@ pub fn plan(spec: &Spec, options: &Options, host: &Host, cgroup: &CgroupPlan) ->
             ))
         };
         match () {
+            () if options.notify.is_some() => return refuse("NOTIFY_SOCKET without a mount namespace"),
             () if !mounts.is_empty() => return refuse("mounts without a mount namespace"),
             () if !masked.is_empty() => return refuse("linux.maskedPaths without a mount namespace"),
             () if !readonly_paths.is_empty() => {

@@ -39,7 +39,7 @@ pub struct Held {
     pub stdin: Option<OwnedFd>,
     /// Until the process is deleted.
     outputs: Vec<OwnedFd>,
-    /// The terminal's fifo, until it is copied to.
+    /// The fifo that the terminal will be copied to.
     waiting: Option<OwnedFd>,
 }
 
@@ -149,11 +149,13 @@ impl Names {
         let out = match target(&self.stdout).context("stdout")? {
             Target::Fifo(path) => {
                 held.outputs.push(open_fifo(path, OFlags::RDONLY | OFlags::NONBLOCK)?);
-                open_fifo(path, OFlags::WRONLY | OFlags::NONBLOCK)?
+                match held.waiting.take() {
+                    Some(out) => out,
+                    None => open_fifo(path, OFlags::WRONLY | OFlags::NONBLOCK)?,
+                }
             }
             _ => file(&self.stdout)?,
         };
-        held.waiting = None;
         Ok(copy::Terminal::new(&host.on, terminal, input, out))
     }
 }

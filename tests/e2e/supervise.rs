@@ -216,6 +216,33 @@ fn a_terminal_outlives_its_supervisor() {
     assert_eq!(c.state()["status"], "running");
 }
 
+/// It is slow to start the next supervisor, and a command finds nobody meanwhile: a second keeper would have no terminal.
+#[test]
+fn a_keeper_that_is_there_is_not_overtaken() {
+    let Some(_) = need::root() else { return };
+    let bed = Bed::new();
+    let b = bed.bundle().sh("while read x; do echo got $x; done");
+    let c = Supervised::new(&b);
+    c.start(&["-i", "-t"]);
+    let before = c.number("supervisor");
+    let keeper = nix::unistd::Pid::from_raw(parent(before));
+    nix::sys::signal::kill(keeper, nix::sys::signal::Signal::SIGSTOP).expect("stop");
+    kill(before);
+    gone_or_zombie(before);
+    let status = start(&mut c.command(&["status", "--format", "json", &c.id]));
+    // Time enough to put up another one, if it did.
+    std::thread::sleep(Duration::from_millis(300));
+    nix::sys::signal::kill(keeper, nix::sys::signal::Signal::SIGCONT).expect("go on");
+    let state = status.wait().success().json();
+    assert_eq!(state["supervisor"].as_i64().map(|pid| parent(pid as i32)), Some(keeper.as_raw()));
+    finish_with_input(&mut c.command(&["attach", &c.id]), "hello\n\u{10}\u{11}").success();
+    let end = Instant::now() + Duration::from_secs(20);
+    while !c.logs(&[]).stdout.contains("got hello") {
+        assert!(Instant::now() < end, "{}", c.logs(&[]).stdout);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// The container writes all the time, so that whoever leaves is found gone at once.
 #[test]
 fn what_was_typed_before_detaching_arrives() {

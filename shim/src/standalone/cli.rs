@@ -325,7 +325,7 @@ fn begin(root: &Path, dir: &Dir, wait: bool, passthrough: bool) -> Result<Client
             let told = std::fs::read_to_string(dir.file("shim.log")).unwrap_or_default();
             bail!("the supervisor does not answer; {}: {}", dir.file("shim.log").display(), told.trim());
         }
-        if now > started + Duration::from_millis(200) && dir.lock()?.is_some() {
+        if now > started + Duration::from_millis(200) && dir.is_unattended()? {
             keeper::start(root, &dir.id, wait, passthrough)?;
             started = now;
         }
@@ -373,8 +373,7 @@ fn client(root: &Path, dir: &Dir) -> Result<Option<Client>> {
         if !state.lives() {
             return Ok(None);
         }
-        // Its keeper may be about to start another one: then ours finds that and ends.
-        if !started && dir.lock()?.is_some() {
+        if !started && dir.is_unattended()? {
             keeper::start(root, &dir.id, false, false)?;
             started = true;
         }

@@ -7,6 +7,9 @@
 //!     ──▶ held NAME + descriptor       to a new one: all of them
 //!     ──▶ exit PID STATUS              of processes that became ours
 //! ```
+//!
+//! A container has one keeper, who has its `keeper.lock`: with another one, whichever supervisor were first would decide who holds
+//! its terminal.
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -21,8 +24,12 @@ use rustix::io::Errno;
 use sys::process::Exit;
 use sys::signals::Signals;
 
+use super::state::Dir;
+
 /// The number under which a supervisor finds the socket.
 pub const SOCKET: i32 = 3;
+/// The name under which a supervisor that becomes the keeper hands on the right to it.
+const LOCK: &str = "keeper.lock";
 /// How a supervisor ends when its work is done; and when another one has the container.
 pub const DONE: i32 = 0;
 pub const NOT_MINE: i32 = 3;
@@ -50,8 +57,13 @@ pub fn start(root: &Path, id: &str, wait: bool, passthrough: bool) -> Result<()>
     Ok(())
 }
 
-/// The keeper of a container, until it has ended for good. `held`: what another process has handed over, by number.
-pub fn keep(root: &Path, id: &str, wait: bool, held: Vec<(String, OwnedFd)>) -> Result<i32> {
+/// The keeper of a container, until it has ended for good. `held`: what another process has handed over, by name.
+pub fn keep(root: &Path, id: &str, wait: bool, mut held: Vec<(String, OwnedFd)>) -> Result<i32> {
+    let lock = match held.iter().position(|(name, _)| name == LOCK) {
+        Some(at) => Some(held.swap_remove(at).1),
+        None => lock(&Dir::open(root, id)?)?,
+    };
+    let Some(_lock) = lock else { return Ok(NOT_MINE) };
     sys::process::set_subreaper().context("become a subreaper")?;
     let signals = Signals::block().context("receive signals")?;
     let mut keeper = Keeper { held, exits: Vec::new() };
@@ -69,6 +81,17 @@ pub fn keep(root: &Path, id: &str, wait: bool, held: Vec<(String, OwnedFd)>) -> 
             std::thread::sleep(pause);
         }
     }
+}
+
+/// The last keeper may still be going; one that stays is the keeper.
+fn lock(dir: &Dir) -> Result<Option<OwnedFd>> {
+    for _ in 0..500 {
+        if let Some(lock) = dir.keeper_lock()? {
+            return Ok(Some(lock));
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(None)
 }
 
 struct Keeper {
@@ -168,14 +191,20 @@ fn has_word(socket: &OwnedFd) -> Result<bool> {
 }
 
 /// A supervisor whose keeper is gone becomes one: it is the container's parent already. Returns only with an error.
-pub fn become_keeper(root: &Path, id: &str, held: &[(String, OwnedFd)]) -> anyhow::Error {
+pub fn become_keeper(
+    root: &Path,
+    id: &str,
+    lock: OwnedFd,
+    mut held: Vec<(String, OwnedFd)>,
+) -> anyhow::Error {
+    held.push((LOCK.to_owned(), lock));
     let own = match std::env::current_exe() {
         Ok(own) => own,
         Err(e) => return anyhow::Error::from(e).context("find the own program"),
     };
     let mut command = Command::new(own);
     command.arg0("berth-shim").arg("keep").arg(root).arg(id);
-    for (name, fd) in held {
+    for (name, fd) in &held {
         if let Err(e) = rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty()) {
             return anyhow::Error::from(e).context("keep a descriptor");
         }

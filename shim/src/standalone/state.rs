@@ -404,7 +404,21 @@ impl Dir {
 
     /// The right to supervise, until it is dropped. `None`: somebody has it.
     pub fn lock(&self) -> Result<Option<OwnedFd>> {
-        let path = self.file("lock");
+        self.lock_of("lock")
+    }
+
+    /// The right to be its keeper, until it is dropped. `None`: somebody has it.
+    pub fn keeper_lock(&self) -> Result<Option<OwnedFd>> {
+        self.lock_of("keeper.lock")
+    }
+
+    /// Whether nobody is there, nor about to be: a keeper that is alive starts the next supervisor, with what it holds.
+    pub fn is_unattended(&self) -> Result<bool> {
+        Ok(self.keeper_lock()?.is_some() && self.lock()?.is_some())
+    }
+
+    fn lock_of(&self, name: &str) -> Result<Option<OwnedFd>> {
+        let path = self.file(name);
         let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(&path);
         let file = OwnedFd::from(file.with_context(|| format!("open {}", path.display()))?);
         match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {

@@ -259,8 +259,16 @@ impl Supervisor {
                 }
             }
             log::warn!("the keeper is gone: this process becomes one, and another supervisor takes over");
-            let held: Vec<_> = std::mem::take(&mut *this.held.borrow_mut()).into_iter().collect();
-            let e = keeper::become_keeper(&root, &this.dir.id, &held);
+            // Who looks whether there is one has its lock for a moment.
+            let lock = loop {
+                match this.dir.keeper_lock() {
+                    Ok(Some(lock)) => break lock,
+                    Ok(None) => this.host.on.sleep(Duration::from_millis(2)).await,
+                    Err(e) => return log::error!("{e:#}"),
+                }
+            };
+            let held = std::mem::take(&mut *this.held.borrow_mut()).into_iter().collect();
+            let e = keeper::become_keeper(&root, &this.dir.id, lock, held);
             log::error!("{e:#}");
         });
     }

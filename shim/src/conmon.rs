@@ -493,6 +493,8 @@ impl Monitor {
         };
         command.arg(&args.id);
         let expecting = self.host.children.expect();
+        // Podman may remove what it made when we are gone: nothing may go on making it.
+        sys::process::die_with_parent(&mut command);
         let started = self.host.children.start(&mut command);
         drop(command);
         let removed = |console: &Option<(UnixListener, PathBuf)>| match console {

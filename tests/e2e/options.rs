@@ -107,6 +107,18 @@ fn files_tell_what_was_made() {
     let digest = on(&bed, "store", &["inspect", "--format", "{{.Digest}}", "app"]).success().stdout;
     assert_eq!(meta["containerimage.digest"], digest.trim());
     assert_eq!(meta["image.name"], "docker.io/library/app:latest,docker.io/library/app:2");
+    // A pipe can be read once, for however many platforms.
+    let fifo = bed.path("pipe");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o600)).expect("mkfifo");
+    let writer = std::thread::spawn(move || fs::write(fifo, "A=piped\n").expect("write"));
+    write(&bed, "c/Scratch", "FROM scratch\nARG A\nLABEL a=$A\n");
+    let two =
+        ["-f", "c/Scratch", "--build-arg-file", "pipe", "--platform", "linux/arm64,linux/amd64", "-t", "two"];
+    build(&bed, &two).success();
+    writer.join().expect("the writer");
+    // That of this machine, which came second.
+    let label = on(&bed, "store", &["inspect", "--format", "{{.Config.Labels.a}}", "two"]).success().stdout;
+    assert_eq!(label, "piped\n");
     build(&bed, &["--build-arg-file", "c/Dockerfile"]).exits(125).stderr_has("c/Dockerfile:1: NAME=VALUE");
     // What is not here is not asked for.
     write(&bed, "c/Dockerfile", "FROM nowhere.example/none\n");

@@ -6,6 +6,7 @@ mod one;
 mod said;
 mod sources;
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -264,11 +265,12 @@ fn log_place(store: &Store) -> Option<PathBuf> {
 }
 
 fn run(app: &App, store: &Store, args: &Build, watch: &Watch) -> Result<i32> {
-    match once(app, store, args, watch, false) {
+    let asked = Asked::new(args)?;
+    match once(app, store, args, &asked, watch, false) {
         // A cache knew of a step, but does not have what it made.
         Err(e) if e.downcast_ref::<cache::Absent>().is_some() => {
             watch.say(&format!("{}: it is made again", report::line(&e)));
-            once(app, store, args, watch, true)
+            once(app, store, args, &asked, watch, true)
         }
         done => done,
     }
@@ -282,6 +284,9 @@ struct Asked {
     told: Told,
     cache_to: Vec<Said>,
     platforms: Vec<Platform>,
+    /// Read once: a file may be a pipe.
+    arguments: BTreeMap<String, String>,
+    secrets: BTreeMap<String, Vec<u8>>,
     /// For times in layers, and the image's own: seconds since 1970.
     latest: Option<i64>,
     epoch: Option<i64>,
@@ -289,7 +294,9 @@ struct Asked {
 
 impl Asked {
     fn new(args: &Build) -> Result<Asked> {
-        let (latest, epoch) = args.times()?;
+        let arguments = args.arguments()?;
+        let secrets = args.secrets()?;
+        let (latest, epoch) = args.times(&arguments)?;
         let outputs = output::parse(&args.output, args.push)?;
         let names = args
             .tag
@@ -331,13 +338,12 @@ impl Asked {
                 || (args.context.as_deref() != Some("-") && args.file.as_deref() != Some("-")),
             "--platform: what comes on the standard input can be read for one of them only"
         );
-        Ok(Asked { names, outputs, pull, told, cache_to, platforms, latest, epoch })
+        Ok(Asked { names, outputs, pull, told, cache_to, platforms, arguments, secrets, latest, epoch })
     }
 }
 
 /// `whole`: every step is made here.
-fn once(app: &App, store: &Store, args: &Build, watch: &Watch, whole: bool) -> Result<i32> {
-    let asked = Asked::new(args)?;
+fn once(app: &App, store: &Store, args: &Build, asked: &Asked, watch: &Watch, whole: bool) -> Result<i32> {
     rung::check(app, args.isolation, args.min_isolation)?;
     let settings = args.sandbox(app)?;
     watch.say(match settings.mapped {
@@ -348,7 +354,7 @@ fn once(app: &App, store: &Store, args: &Build, watch: &Watch, whole: bool) -> R
     sandbox::forget_killed(store, args.cgroup_parent.as_deref());
     let index = index::Index::open(&store.root().join("files.index"));
     let _alive = sandbox::alive(store, args.cgroup_parent.as_deref())?;
-    let one = One { app, store, args, asked: &asked, settings: &settings, index: &index, watch, whole };
+    let one = One { app, store, args, asked, settings: &settings, index: &index, watch, whole };
     let mut made = Vec::new();
     let mut counts = (0, 0);
     for target in &asked.platforms {

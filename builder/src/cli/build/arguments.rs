@@ -221,13 +221,12 @@ impl Build {
     }
 
     /// Times in layers, and the image's own.
-    pub(super) fn times(&self) -> Result<(Option<i64>, Option<i64>)> {
+    pub(super) fn times(&self, arguments: &BTreeMap<String, String>) -> Result<(Option<i64>, Option<i64>)> {
         let given = match (&self.timestamp, std::env::var("SOURCE_DATE_EPOCH")) {
             (Some(text), _) => Some(("--timestamp", text.clone())),
             (None, Ok(text)) if !text.is_empty() => Some(("SOURCE_DATE_EPOCH", text)),
             _ => {
-                let given = self.arguments()?.remove("SOURCE_DATE_EPOCH");
-                given.map(|text| ("--build-arg SOURCE_DATE_EPOCH", text))
+                arguments.get("SOURCE_DATE_EPOCH").map(|text| ("--build-arg SOURCE_DATE_EPOCH", text.clone()))
             }
         };
         match given {

@@ -172,7 +172,7 @@ impl One<'_> {
     /// The values of ARGs, those for proxies too.
     fn given(&self, target: &Platform, file: &Dockerfile) -> Result<Given> {
         let args = self.args;
-        let mut arguments = args.arguments()?;
+        let mut arguments = self.asked.arguments.clone();
         for proxy in PROXIES {
             if let (false, Ok(value)) = (arguments.contains_key(proxy), std::env::var(proxy)) {
                 arguments.insert(proxy.to_owned(), value);
@@ -196,7 +196,7 @@ impl One<'_> {
             latest: self.asked.latest,
             epoch: self.asked.epoch,
             jobs: args.jobs.filter(|j| *j > 0).unwrap_or_else(|| image::workers::processors().get().max(4)),
-            secrets: args.secrets()?,
+            secrets: self.asked.secrets.clone(),
             ssh: args.agents()?,
             whole: self.whole,
             insecure: args.allow.iter().any(|a| a == "security.insecure"),
@@ -264,7 +264,7 @@ impl One<'_> {
                     target: args.target.as_deref(),
                     platform: target.to_string(),
                     own_platform: Platform::own().to_string(),
-                    arguments: &args.arguments()?,
+                    arguments: &asked.arguments,
                     labels: &labels,
                     secrets: options.secrets.keys().map(String::as_str).collect(),
                     ssh: options.ssh.keys().map(String::as_str).collect(),

@@ -570,11 +570,11 @@ pub const CASES: &[Case] = &[
         "net-devices/moved",
         "config-linux.md#network-devices",
         "a host interface moves into the container",
-        |t| net_device(t, json!({}), None),
+        |t| with_device(t, |device| move_device(t, device, json!({}), None)),
     )
     .needs(&[Need::Program("ip")]),
     spec("net-devices/renamed", "config-linux.md#network-devices", "and gets the name asked for", |t| {
-        net_device(t, json!({"name": "inside0"}), Some("inside0"))
+        with_device(t, |device| move_device(t, device, json!({"name": "inside0"}), Some("inside0")))
     })
     .needs(&[Need::Program("ip")]),
     spec(
@@ -593,20 +593,30 @@ pub const CASES: &[Case] = &[
         "config-linux.md#network-devices",
         "netDevices in the host's network namespace is an error",
         |t| {
-            let b = t.bundle()?.namespace("network", None).without_mount("/sys");
-            b.set("/linux/netDevices", json!({"lo": {"name": "lo1"}}))
-                .refused("netDevices without namespace")
-                .map(drop)
+            // Of our own making: a runtime that does not refuse would rename the host's.
+            with_device(t, |device| {
+                let b = t.bundle()?.namespace("network", None).without_mount("/sys");
+                b.set("/linux/netDevices", json!({device: {"name": format!("{device}2")}}))
+                    .refused("netDevices without namespace")
+                    .map(drop)
+            })
         },
-    ),
+    )
+    .needs(&[Need::Program("ip")]),
     spec(
         "net-devices/bad-name",
         "config-linux.md#network-devices",
         "a name that no interface can have is an error",
         |t| {
-            t.bundle()?.set("/linux/netDevices", json!({"lo": {"name": "a/b"}})).refused("name a/b").map(drop)
+            with_device(t, |device| {
+                t.bundle()?
+                    .set("/linux/netDevices", json!({device: {"name": "a/b"}}))
+                    .refused("name a/b")
+                    .map(drop)
+            })
         },
-    ),
+    )
+    .needs(&[Need::Program("ip")]),
     spec(
         "extensibility/unknown-top",
         "config.md#extensibility",
@@ -735,8 +745,8 @@ fn join(t: &Test, kind: &str, file: &str) -> Result<()> {
     same("namespace", c.ns(file)?, first.ns(file)?)
 }
 
-/// Make a pair of interfaces on the host and give one end to a container.
-fn net_device(t: &Test, entry: Value, name: Option<&str>) -> Result<()> {
+/// A pair of interfaces on the host, for as long as `case` uses one of its ends.
+fn with_device(t: &Test, case: impl FnOnce(&str) -> Result<()>) -> Result<()> {
     let ip = program("ip").context("ip")?;
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let stem = format!("cf{}x{}", std::process::id() % 100_000, NEXT.fetch_add(1, Ordering::Relaxed));
@@ -747,7 +757,7 @@ fn net_device(t: &Test, entry: Value, name: Option<&str>) -> Result<()> {
     if made.code != 0 {
         return Err(skip(format!("cannot make a veth pair: {}", made.err.trim())));
     }
-    let outcome = move_device(t, &mine, entry, name);
+    let outcome = case(&mine);
     let mut delete = Command::new(&ip);
     delete.args(["link", "delete", &peer]);
     // The pair is gone already when the container's namespace went with its end.

@@ -17,7 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define MOST 64
+#define MOST 128
 
 static volatile pid_t child;
 static int in, out, err, seconds;

@@ -12,6 +12,7 @@ pub struct Host {
     /// The v2 hierarchy, wherever it is mounted.
     pub v2: Option<PathBuf>,
     v2_controllers: Vec<String>,
+    own: [String; 3],
 }
 
 /// What a case cannot do without.
@@ -57,7 +58,14 @@ impl Host {
             .and_then(|p| std::fs::read_to_string(p.join("cgroup.controllers")).ok())
             .map(|t| t.split_whitespace().map(str::to_owned).collect())
             .unwrap_or_default();
-        Ok(Host { root: rustix::process::geteuid().is_root(), v1, v2, v2_controllers })
+        Ok(Host { root: rustix::process::geteuid().is_root(), v1, v2, v2_controllers, own: own() })
+    }
+
+    /// What a runtime has changed of the host itself, where it should have refused.
+    pub fn changed(&self) -> Vec<String> {
+        let now = own();
+        let pairs = self.own.iter().zip(&now).filter(|(before, now)| before != now);
+        pairs.map(|(before, now)| format!("the host's {before} is {now} now")).collect()
     }
 
     /// Only v2, as on a current distribution.
@@ -116,6 +124,19 @@ fn is_flag(option: &&str) -> bool {
         *option,
         "rw" | "ro" | "xattr" | "noprefix" | "clone_children" | "cpuset_v2_mode" | "all" | "none"
     ) || option.starts_with("release_agent=")
+}
+
+/// Names that a runtime without a namespace of the container's might change: host, domain, loopback.
+fn own() -> [String; 3] {
+    let loopback = std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten().find(|entry| {
+        std::fs::read_to_string(entry.path().join("ifindex")).is_ok_and(|number| number.trim() == "1")
+    });
+    let uts = |name: &str| {
+        let value = std::fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default();
+        format!("{name} {}", value.trim_end())
+    };
+    let loopback = loopback.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    [uts("hostname"), uts("domainname"), format!("loopback {}", loopback.unwrap_or_default())]
 }
 
 pub fn program(name: &str) -> Option<PathBuf> {

@@ -131,7 +131,8 @@ fn verdict_of(suite: &Suite, number: usize, case: &Case) -> (Verdict, String) {
         Err(error) => return (Verdict::Fail, format!("prepare the case: {error:#}")),
     };
     let outcome = catch_unwind(AssertUnwindSafe(|| (case.run)(&test)));
-    let left = test.clean_up();
+    let mut left = test.clean_up();
+    left.extend(suite.host.changed());
     match outcome {
         Err(_) => (Verdict::Fail, "the case itself panicked".to_owned()),
         Ok(Err(error)) if error.is::<case::Skip>() => (Verdict::Skip, error.to_string()),

@@ -4,11 +4,15 @@
 //! arena (in .bss) | in use, freed pieces in lists by size | used once | never used, zero |
 //!                 0                                       top         high               SIZE, then the C library's malloc
 //! ```
+//! After a fork every page that is written to must be copied first, the pages that freed pieces are noted in as well: who goes on
+//! for a moment only calls [`give_nothing_back`].
+//!
 //! One thread, so no locks. A page fault costs more than all the work that a verb does in one page, so freed pieces are
 //! used again, large ones too, and what was never used is not cleared.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Beyond it, the C library's allocator takes over.
 const SIZE: usize = 768 * 1024;
@@ -18,6 +22,31 @@ const GRAIN: usize = 16;
 const SMALL: usize = 1024;
 const STEPS: usize = 4;
 const LISTS: usize = SMALL / GRAIN + 1 + STEPS * (SIZE / SMALL).next_power_of_two().ilog2() as usize;
+
+/// Whether freed pieces are forgotten.
+static FORGETS: AtomicBool = AtomicBool::new(false);
+
+/// From now on what is freed is not used again, and new pieces come from where nothing has been.
+pub fn give_nothing_back() {
+    FORGETS.store(true, Ordering::Relaxed);
+}
+
+/// So much heap and stack, bytes, will be written to: asked for at once, instead of one page fault a page. A refusal changes nothing.
+pub fn expect(heap: usize, stack: usize) {
+    const PAGE: usize = 4096;
+    let next = Box::new(0u8);
+    let heap_from = (&raw const *next as usize).next_multiple_of(PAGE);
+    let here = 0u8;
+    let stack_to = (&raw const here as usize) / PAGE * PAGE;
+    for (from, length) in [(heap_from, heap), (stack_to.saturating_sub(stack), stack)] {
+        // SAFETY: only makes pages of ours present; what is not mapped is refused.
+        unsafe { libc::madvise(from as *mut libc::c_void, length / PAGE * PAGE, libc::MADV_POPULATE_WRITE) };
+    }
+}
+
+fn forgets() -> bool {
+    FORGETS.load(Ordering::Relaxed)
+}
 
 /// The allocator: `#[global_allocator] static ALLOC: sys::alloc::Arena = sys::alloc::Arena::new();`
 #[derive(Debug)]
@@ -76,7 +105,9 @@ fn class(size: usize) -> (usize, usize) {
 impl State {
     fn take(&mut self, size: usize) -> Option<(*mut u8, bool)> {
         let (real, list) = class(size);
-        if let Some(first) = self.free.get_mut(list).filter(|first| !first.is_null()) {
+        if let Some(first) = self.free.get_mut(list).filter(|first| !first.is_null())
+            && !forgets()
+        {
             let piece = *first;
             // SAFETY: a freed piece begins with the address of the next one.
             *first = unsafe { piece.cast::<*mut u8>().read() };
@@ -137,6 +168,9 @@ unsafe impl GlobalAlloc for Arena {
         if offset >= SIZE {
             // SAFETY: not ours, so the system allocator's.
             return unsafe { System.dealloc(piece, layout) };
+        }
+        if forgets() {
+            return;
         }
         let (real, list) = class(layout.size());
         if offset + real == state.top {

@@ -36,7 +36,7 @@ pub enum Cloned {
 /// (`CLONE_INTO_CGROUP`, Linux 5.7).
 ///
 /// The caller has one thread (checked by the programs that call it: they never start another), so the child
-/// may go on with ordinary code.
+/// may go on with ordinary code. What it frees is not used again: see `alloc`.
 pub fn clone3(clone_flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
     let mut pidfd: libc::c_int = -1;
     // SAFETY: all-zero is a valid clone_args (every field is an integer; 0 means "not given").
@@ -53,6 +53,7 @@ pub fn clone3(clone_flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cl
     let pid =
         check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) })?;
     if pid == 0 {
+        crate::alloc::give_nothing_back();
         return Ok(Cloned::Child);
     }
     // SAFETY: the kernel just stored a fresh descriptor there.
@@ -290,6 +291,11 @@ pub fn own_pid() -> i32 {
     rustix::process::getpid().as_raw_nonzero().get()
 }
 
+/// Call ourselves `name` in proc(5) stat and ps(1) until the next execve(2); cut to 15 bytes.
+pub fn set_name(name: &CStr) -> io::Result<()> {
+    prctl(libc::PR_SET_NAME, name.as_ptr() as u64)
+}
+
 /// geteuid(2).
 pub fn euid() -> u32 {
     rustix::process::geteuid().as_raw()
@@ -300,9 +306,23 @@ pub fn egid() -> u32 {
     rustix::process::getegid().as_raw()
 }
 
-/// When the process started, in clock ticks after boot (field 22 of proc(5) stat), and whether it is a
-/// zombie. `None`: no such process. Together with the id it names one process for ever.
+/// What proc(5) stat tells of a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// When it started, in clock ticks after boot (field 22). Together with the id that names one process for ever.
+    pub start_time: u64,
+    pub zombie: bool,
+    /// Its name, at most 15 bytes: of its program, or what it calls itself.
+    pub name: String,
+}
+
+/// [`Seen::start_time`], and whether it is a zombie. `None`: no such process.
 pub fn start_time(pid: i32) -> io::Result<Option<(u64, bool)>> {
+    Ok(see(pid)?.map(|seen| (seen.start_time, seen.zombie)))
+}
+
+/// Look at a process. `None`: no such process.
+pub fn see(pid: i32) -> io::Result<Option<Seen>> {
     use rustix::fs::{Mode, OFlags};
     use rustix::io::Errno;
     let file = match rustix::fs::open(
@@ -323,12 +343,13 @@ pub fn start_time(pid: i32) -> io::Result<Option<(u64, bool)>> {
     };
     let text = String::from_utf8_lossy(bytes);
     // The command's name stands in parentheses and may hold anything, also parentheses.
-    let fields = text.rfind(')').and_then(|at| text.get(at + 2..)).unwrap_or_default();
-    let mut fields = fields.split(' ');
+    let end = text.rfind(')').unwrap_or(0);
+    let name = text.find('(').and_then(|begin| text.get(begin + 1..end)).unwrap_or_default();
+    let mut fields = text.get(end + 2..).unwrap_or_default().split(' ');
     let state = fields.next().unwrap_or_default();
     let ticks = fields.nth(18).and_then(|t| t.parse().ok());
     let ticks = ticks.ok_or_else(|| io::Error::other(format!("unexpected content of /proc/{pid}/stat")))?;
-    Ok(Some((ticks, matches!(state, "Z" | "X" | "x"))))
+    Ok(Some(Seen { start_time: ticks, zombie: matches!(state, "Z" | "X" | "x"), name: name.to_owned() }))
 }
 
 /// How a zombie ended that is somebody else's: the last field of proc(5) stat, which only who may trace it can read. The process is

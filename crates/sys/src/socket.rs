@@ -58,6 +58,15 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, 
     Ok((message.bytes, fds))
 }
 
+/// Wait for a message, leave it there, and tell its length in bytes; 0 means that the other side is gone.
+pub fn next_length(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    let flags = RecvFlags::PEEK | RecvFlags::TRUNC;
+    match rustix::io::retry_on_intr(|| rustix::net::recv(socket, &mut [0u8; 0][..], flags)) {
+        Err(rustix::io::Errno::CONNRESET) => Ok(0),
+        other => Ok(other.map(|(_, length)| length)?),
+    }
+}
+
 /// Whether the other side of a connected socket is gone.
 pub fn is_hung_up(socket: BorrowedFd<'_>) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};

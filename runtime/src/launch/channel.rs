@@ -66,7 +66,9 @@ impl AsFd for Channel {
 impl Channel {
     /// The next message of the child.
     pub fn receive(&self) -> Result<FromChild> {
-        let mut buffer = vec![0; MAX_PACKET];
+        // Most messages are one byte: room for the longest would be four pages to clear.
+        let length = socket::next_length(self.as_fd()).context("hear from the container's process")?;
+        let mut buffer = vec![0; length.clamp(1, MAX_PACKET)];
         let (n, mut fds) =
             socket::receive(self.as_fd(), &mut buffer).context("hear from the container's process")?;
         let packet = &buffer[..n];

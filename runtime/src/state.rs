@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! <root>/<id>/            0700; flock on it: held by the verb that changes the container
-//!   state.json            `State` in one line, then the compiled seccomp profile, if any, for exec; there from
-//!                         before anything else is made, later replaced by rename
+//!   state.json            `State` in one line; in a second one `Details`, which most verbs do without; then the compiled
+//!                         seccomp profile, if any. There from before anything else is made, later replaced by rename
 //!   state.json.tmp        left by a writer that was killed; overwritten by the next one
 //!   process.PID.START     a second name of state.json: pid and start time of the first process; absent until it
 //!                         is there. A name appears at once or not at all, outlives a damaged state file, and
@@ -15,12 +15,13 @@
 //! | status   | how it is told                                                        |
 //! |----------|-----------------------------------------------------------------------|
 //! | creating | no pid yet, and its creator holds the lock                            |
-//! | created  | the process lives and `start.sock` accepts                            |
-//! | running  | the process lives, `start.sock` refuses                               |
+//! | created  | the process lives, calls itself `berth:init`, and `start.sock` accepts   |
+//! | running  | the process lives, and is called otherwise or `start.sock` refuses    |
 //! | paused   | as running, and its cgroup is frozen                                  |
 //! | stopped  | the process is gone or a zombie, or the creator died before it was    |
 
 use std::collections::BTreeMap;
+use std::ffi::CStr;
 use std::fmt;
 use std::io::{self, Write};
 use std::mem::MaybeUninit;
@@ -29,23 +30,26 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use oci_spec::runtime::{LinuxResources, Process};
-use report::{Kind, error};
+use report::{Explain, Kind, error};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
+use sys::process::Seen;
 
 use crate::cgroup;
 use crate::plan::hooks::Hook;
 
 /// The version of the state file that we write; others are refused.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 const FILE: &str = "state.json";
 const TEMPORARY: &str = "state.json.tmp";
 const PROCESS: &str = "process.";
+/// What init calls itself until it has executed the program; from its creator, so that it never has another name.
+pub const WAITING: &CStr = c"berth:init";
 /// The start socket's name in the container's folder.
 pub const START_SOCKET: &str = "start.sock";
 
-/// What the state file says.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// What the state file says first.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct State {
     pub version: u32,
     pub oci_version: String,
@@ -64,30 +68,44 @@ pub struct State {
     /// Clock ticks after boot: tells a recycled pid from ours.
     #[serde(skip)]
     pub start_time: u64,
-    /// The compiled seccomp profile (`Filter::to_bytes`), after the first line; empty without one.
+    /// What follows the first line.
     #[serde(skip)]
-    pub seccomp: Vec<u8>,
-    /// Its length in bytes.
-    pub seccomp_length: usize,
+    pub rest: Rest,
+    /// The length in bytes of the second line, and of what comes then.
+    pub lengths: (usize, usize),
     pub annotations: BTreeMap<String, String>,
     pub cgroup: cgroup::Record,
-    /// The limits in force, as far as config.json and `update` set them.
-    pub resources: Option<LinuxResources>,
     pub poststart: Vec<Hook>,
     pub poststop: Vec<Hook>,
     /// The namespaces (clone flags) that differ from the host's; exec joins them.
     pub namespaces: u64,
-    /// What `exec` takes for granted: capabilities, environment, user, limits.
-    pub process: Option<Process>,
-    pub landlock: Option<crate::plan::landlock::Landlock>,
     /// Where `start` sends the seccomp listener.
     #[serde(default)]
     pub seccomp_listener: Option<crate::plan::seccomp::Listener>,
     /// Folders of resctrl that are ours, removed with the container, the innermost last.
     #[serde(default)]
     pub intel_rdt: Vec<PathBuf>,
-    #[serde(default)]
+}
+
+/// What `exec` and `update` take for granted. To parse it takes longer than all the rest of a state.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Details {
+    /// The limits in force, as far as config.json and `update` set them.
+    pub resources: Option<LinuxResources>,
+    /// Capabilities, environment, user, limits.
+    pub process: Option<Process>,
+    pub landlock: Option<crate::plan::landlock::Landlock>,
     pub common: crate::plan::common::Common,
+}
+
+/// `Details` in one line, then the compiled seccomp profile; see `State::with`.
+#[derive(Clone, Default)]
+pub struct Rest(Vec<u8>);
+
+impl fmt::Debug for Rest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
 }
 
 /// runtime-spec, runtime.md, "State": the status of a container.
@@ -242,15 +260,17 @@ impl Dir {
             return Err(damaged(format!("it is of container {:?}", state.id)));
         }
         bytes.drain(..=end);
-        if bytes.len() != state.seccomp_length {
-            // Never mistaken for a container without one.
+        let expected = state.lengths.0.checked_add(state.lengths.1);
+        if Some(bytes.len()) != expected {
+            // Never mistaken for a container without a seccomp profile.
             return Err(damaged(format!(
-                "{} bytes of seccomp profile, expected {}",
+                "{} bytes after the first line, expected {} and {}",
                 bytes.len(),
-                state.seccomp_length
+                state.lengths.0,
+                state.lengths.1
             )));
         }
-        state.seccomp = bytes;
+        state.rest = Rest(bytes);
         (state.pid, state.start_time) = self.load_process()?;
         Ok(state)
     }
@@ -331,10 +351,9 @@ impl Dir {
         if state.pid == 0 {
             return Ok(if self.is_locked() { Status::Creating } else { Status::Stopped });
         }
-        if !state.is_alive()? {
-            return Ok(Status::Stopped);
-        }
-        if self.awaits_start() {
+        let Some(seen) = state.seen()? else { return Ok(Status::Stopped) };
+        // Another name means another program, so nobody need be asked.
+        if seen.name.as_bytes() == WAITING.to_bytes() && self.awaits_start() {
             return Ok(Status::Created);
         }
         Ok(if cgroup::is_frozen(&state.cgroup)? { Status::Paused } else { Status::Running })
@@ -377,7 +396,9 @@ impl Dir {
             Err(rustix::io::Errno::NOENT) => return Ok(None),
             Err(e) => return Err(e).with_context(|| format!("open {}/{name}", self.path().display())),
         };
-        let mut bytes = Vec::with_capacity(16 << 10);
+        let size = rustix::fs::fstat(&file).map_or(0, |found| found.st_size);
+        // One byte more, so that one reading shows that there is no more.
+        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0).min(1 << 20) + 1);
         loop {
             let space = bytes.spare_capacity_mut().len();
             let count = rustix::io::retry_on_intr(|| {
@@ -395,7 +416,7 @@ impl Dir {
     fn write(&self, name: &str, state: &State) -> Result<()> {
         let mut bytes = serde_json::to_vec(state).context("encode the state")?;
         bytes.push(b'\n');
-        bytes.extend(&state.seccomp);
+        bytes.extend(&state.rest.0);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let write = || -> io::Result<()> {
             let fd = rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(0o600))?;
@@ -416,6 +437,29 @@ fn parse_process(name: &str) -> Option<(i32, u64)> {
 }
 
 impl State {
+    /// The state with its second line, and the compiled seccomp profile (`Filter::to_bytes`; empty without one).
+    pub fn with(mut self, details: &Details, seccomp: &[u8]) -> Result<State> {
+        let mut rest = serde_json::to_vec(details).context("encode the state")?;
+        rest.push(b'\n');
+        self.lengths = (rest.len(), seccomp.len());
+        rest.extend(seccomp);
+        self.rest = Rest(rest);
+        Ok(self)
+    }
+
+    /// The second line.
+    pub fn details(&self) -> Result<Details> {
+        let line = self.rest.0.get(..self.lengths.0).unwrap_or_default();
+        serde_json::from_slice(line)
+            .with_context(|| format!("damaged state of {}: its second line", self.id))
+            .kind(Kind::Failed)
+    }
+
+    /// The compiled seccomp profile; empty without one.
+    pub fn seccomp(&self) -> &[u8] {
+        self.rest.0.get(self.lengths.0..).unwrap_or_default()
+    }
+
     /// What hooks and the seccomp agent learn of the container.
     pub fn container_state(&self) -> crate::setup::hooks::ContainerState<'_> {
         crate::setup::hooks::ContainerState {
@@ -429,12 +473,16 @@ impl State {
 
     /// Whether the process is there and is the one that we started.
     pub fn is_alive(&self) -> Result<bool> {
+        Ok(self.seen()?.is_some())
+    }
+
+    /// The process, if it is there and is the one that we started.
+    fn seen(&self) -> Result<Option<Seen>> {
         if self.pid <= 0 {
-            return Ok(false);
+            return Ok(None);
         }
-        let found =
-            sys::process::start_time(self.pid).with_context(|| format!("look at process {}", self.pid))?;
-        Ok(matches!(found, Some((time, false)) if time == self.start_time))
+        let found = sys::process::see(self.pid).with_context(|| format!("look at process {}", self.pid))?;
+        Ok(found.filter(|seen| !seen.zombie && seen.start_time == self.start_time))
     }
 
     /// A descriptor of the process; `None` if it is gone. It cannot be mistaken for a later process of that id.

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use report::{Explain, Kind, error};
 
 use super::Globals;
+use super::plain::{Known, Said, Until};
 use crate::host::Host;
 use crate::launch::container::{self, Outcome, Wishes};
 use crate::launch::notify;
@@ -52,6 +53,40 @@ pub struct Common {
     pub preserve_fds: u32,
 }
 
+impl Args {
+    /// From a plain command line.
+    pub fn plain(line: &[&str]) -> Option<Args> {
+        let said = Said::read(PLAIN, line, Until::End)?;
+        match said.words[..] {
+            [id] => Some(Args { id: id.into(), common: Common::plain(&said) }),
+            _ => None,
+        }
+    }
+}
+
+/// Options of a plain command line.
+pub const PLAIN: &[Known] = &[
+    Known("bundle", Some(b'b'), true),
+    Known("console-socket", None, true),
+    Known("pid-file", None, true),
+    Known("no-pivot", None, false),
+    Known("no-new-keyring", None, false),
+];
+
+impl Common {
+    /// What [`PLAIN`] says.
+    pub fn plain(said: &Said<'_>) -> Common {
+        Common {
+            bundle: said.get("bundle"),
+            console_socket: said.get("console-socket"),
+            pid_file: said.get("pid-file"),
+            no_pivot: said.has("no-pivot"),
+            no_new_keyring: said.has("no-new-keyring"),
+            ..Common::default()
+        }
+    }
+}
+
 /// Create the container.
 pub fn run(globals: &Globals, args: Args) -> Result<i32> {
     let created = create(globals, &args.id, &args.common, false, true)?;
@@ -63,6 +98,8 @@ pub fn run(globals: &Globals, args: Args) -> Result<i32> {
 /// For `create` and `run`.
 pub fn create(globals: &Globals, id: &str, args: &Common, run: bool, detach: bool) -> Result<Outcome> {
     let doing = || format!("{} {id}", if run { "run" } else { "create" });
+    // What it takes for a config of some kilobytes; a longer one only causes the usual page faults.
+    sys::alloc::expect(96 << 10, 56 << 10);
     let make = || -> Result<Outcome> {
         crate::id::check(id)?;
         let bundle = match &args.bundle {

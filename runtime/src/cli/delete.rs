@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use report::{Explain, Kind, error};
 
 use super::Globals;
+use super::plain::{Known, Said, Until};
 use crate::cgroup;
 use crate::launch::container;
 use crate::state::{Dir, Status};
@@ -25,6 +26,17 @@ pub struct Args {
     force: bool,
 }
 
+impl Args {
+    /// From a plain command line.
+    pub fn plain(line: &[&str]) -> Option<Args> {
+        let said = Said::read(&[Known("force", Some(b'f'), false)], line, Until::End)?;
+        match said.words[..] {
+            [id] => Some(Args { id: id.into(), force: said.has("force") }),
+            _ => None,
+        }
+    }
+}
+
 /// Delete the container.
 pub fn run(globals: &Globals, args: Args) -> Result<i32> {
     let doing = || format!("delete {}", args.id);
@@ -42,7 +54,8 @@ fn gently(dir: &Dir) -> Result<()> {
     let _lock = dir.lock()?;
     let state = dir.load()?;
     match dir.status(&state)? {
-        Status::Stopped | Status::Created => container::destroy(dir, &state),
+        Status::Created => container::destroy(dir, &state),
+        Status::Stopped => container::remove(dir, &state),
         status @ (Status::Creating | Status::Running | Status::Paused) => {
             Err(error(Kind::WrongState, format!("cannot delete a container that is {status}")))
                 .hint(|| "kill it first, or use --force".to_owned())

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use report::{Explain, Kind, error};
 
 use super::Globals;
+use super::plain::{Known, Said, Until};
 use crate::cgroup::Sub;
 use crate::launch::exec::{self, Exec};
 use crate::launch::foreground;
@@ -17,7 +18,7 @@ use crate::state::{Dir, Status};
 ///
 /// It gets the container's namespaces, cgroup, capabilities, seccomp profile and environment, unless an option or
 /// `--process` says otherwise. The exit code is the process's own; 255 when it could not be started.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 #[command(after_help = "Example:\n  berth-runtime exec --tty --env TERM=xterm web sh")]
 pub struct Args {
     /// The container
@@ -79,6 +80,38 @@ pub struct Args {
     ignore_paused: bool,
 }
 
+impl Args {
+    /// From a plain command line.
+    pub fn plain(line: &[&str]) -> Option<Args> {
+        const KNOWN: &[Known] = &[
+            Known("process", Some(b'p'), true),
+            Known("tty", Some(b't'), false),
+            Known("user", Some(b'u'), true),
+            Known("cwd", None, true),
+            Known("console-socket", None, true),
+            Known("pid-file", None, true),
+            Known("detach", Some(b'd'), false),
+        ];
+        let said = Said::read(KNOWN, line, Until::Word(2))?;
+        let (id, command) = said.words.split_first()?;
+        if command.contains(&"--") {
+            return None;
+        }
+        Some(Args {
+            id: (*id).into(),
+            command: command.iter().map(|&word| word.into()).collect(),
+            process: said.get("process"),
+            tty: said.has("tty"),
+            user: said.get("user"),
+            cwd: said.get("cwd"),
+            console_socket: said.get("console-socket"),
+            pid_file: said.get("pid-file"),
+            detach: said.has("detach"),
+            ..Args::default()
+        })
+    }
+}
+
 /// Run the process; the result is its exit status.
 pub fn run(globals: &Globals, args: Args) -> Result<i32> {
     let id = args.id.clone();
@@ -102,12 +135,13 @@ fn run_in(globals: &Globals, args: Args) -> Result<i32> {
         }
     }
     super::create::check_preserved(args.preserve_fds)?;
-    let process = match (&args.process, &state.process) {
+    let details = state.details()?;
+    let process = match (&args.process, &details.process) {
         (Some(path), _) => {
             let bytes = std::fs::read(path).with_context(|| format!("--process: read {}", path.display()))?;
             let process = crate::bundle::parse_process(&bytes)
                 .with_context(|| format!("--process {}", path.display()))?;
-            plan::exec::with_defaults(state.process.as_ref(), process)
+            plan::exec::with_defaults(details.process.as_ref(), process)
         }
         (None, Some(base)) => {
             if args.command.is_empty() {
@@ -142,7 +176,7 @@ fn run_in(globals: &Globals, args: Args) -> Result<i32> {
     if process_plan.terminal && args.detach && args.console_socket.is_none() {
         return Err(error(Kind::BadInput, "--tty with --detach needs --console-socket"));
     }
-    let seccomp = match state.seccomp.as_slice() {
+    let seccomp = match state.seccomp() {
         [] => None,
         bytes => Some(Filter::from_bytes(bytes)?),
     };
@@ -150,7 +184,8 @@ fn run_in(globals: &Globals, args: Args) -> Result<i32> {
         state: &state,
         process: process_plan,
         seccomp,
-        landlock: state.landlock.clone(),
+        landlock: details.landlock,
+        common: details.common,
         console_socket: args.console_socket,
         pidfd_socket: args.pidfd_socket,
         pid_file: args.pid_file,

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use report::{Explain, Kind, error};
 
 use super::Globals;
+use super::plain::{Known, Said, Until};
 use crate::cgroup;
 use crate::state::{Dir, State, Status};
 
@@ -22,6 +23,19 @@ pub struct Args {
     /// Send it to every process of the container
     #[arg(short, long)]
     all: bool,
+}
+
+impl Args {
+    /// From a plain command line.
+    pub fn plain(line: &[&str]) -> Option<Args> {
+        let said = Said::read(&[Known("all", Some(b'a'), false)], line, Until::End)?;
+        let (id, signal) = match said.words[..] {
+            [id] => (id, "SIGTERM"),
+            [id, signal] => (id, signal),
+            _ => return None,
+        };
+        Some(Args { id: id.into(), signal: signal.into(), all: said.has("all") })
+    }
 }
 
 /// Send the signal.
@@ -45,13 +59,12 @@ fn send(dir: &Dir, state: &State, signal: i32, all: bool) -> Result<()> {
         Err(error(Kind::WrongState, "container not running"))
             .hint(|| "only created, running and paused containers have a process".to_owned())
     };
-    if !state.is_alive()? {
+    let Some(pidfd) = state.pidfd()? else {
         return match dir.status(state)? {
             Status::Creating => Err(error(Kind::WrongState, "the container is still being created")),
             _ => not_running(),
         };
-    }
-    let Some(pidfd) = state.pidfd()? else { return not_running() };
+    };
     match sys::process::pidfd_signal(pidfd.as_fd(), signal) {
         Err(e) if e.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => not_running(),
         other => other.with_context(|| format!("signal process {}", state.pid)),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use plain::{Known, Said, Until};
 use report::{Explain, Kind};
 
 pub mod checkpoint;
@@ -18,6 +19,7 @@ pub mod features;
 pub mod kill;
 pub mod list;
 pub mod pause;
+mod plain;
 pub mod ps;
 pub mod restore;
 pub mod resume;
@@ -82,7 +84,11 @@ struct Verb {
     about: &'static str,
     augment: fn(Command) -> Command,
     run: fn(&Globals, &ArgMatches) -> Result<i32>,
+    /// What to do for a plain command line; `None`: it is not one.
+    plain: fn(&[&str]) -> Option<Run>,
 }
+
+type Run = Box<dyn FnOnce(&Globals) -> Result<i32>>;
 
 impl Verb {
     fn command(&self) -> Command {
@@ -97,19 +103,29 @@ macro_rules! verb {
             about: $about,
             augment: |c| $module::Args::augment_args(c),
             run: |globals, matches| $module::run(globals, $module::Args::from_arg_matches(matches)?),
+            plain: |_| None,
+        }
+    };
+    (plain $name:literal, $module:ident, $about:literal) => {
+        Verb {
+            plain: |line| {
+                let args = $module::Args::plain(line)?;
+                Some(Box::new(|globals| $module::run(globals, args)))
+            },
+            ..verb!($name, $module, $about)
         }
     };
 }
 
 /// Every verb, in the order of the help text.
 const VERBS: &[Verb] = &[
-    verb!("create", create, "create a container; its process waits for `start`"),
-    verb!("start", start, "start the process of a created container"),
-    verb!("run", run, "create and start a container, and wait for it"),
-    verb!("state", state, "print the state of a container as JSON"),
-    verb!("kill", kill, "send a signal to a container's process"),
-    verb!("delete", delete, "remove a container and what it holds"),
-    verb!("exec", exec, "run another process in a container"),
+    verb!(plain "create", create, "create a container; its process waits for `start`"),
+    verb!(plain "start", start, "start the process of a created container"),
+    verb!(plain "run", run, "create and start a container, and wait for it"),
+    verb!(plain "state", state, "print the state of a container as JSON"),
+    verb!(plain "kill", kill, "send a signal to a container's process"),
+    verb!(plain "delete", delete, "remove a container and what it holds"),
+    verb!(plain "exec", exec, "run another process in a container"),
     verb!("pause", pause, "stop every process of a container at once"),
     verb!("resume", resume, "let a paused container's processes go on"),
     verb!("update", update, "change the limits of a container"),
@@ -125,6 +141,14 @@ const VERBS: &[Verb] = &[
 
 /// Parse, run, report; the result is the exit code.
 pub fn main() -> i32 {
+    let line: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if let Some((globals, name, run)) = plainly(&line) {
+        let done = globals.and_then(|globals| {
+            report::init_log(&globals.log)?;
+            run(&globals)
+        });
+        return report_end(done, Some(name));
+    }
     // An error speaks of the whole command line: what else the mistaken word may have meant.
     let matches = command_for(std::env::args_os())
         .try_get_matches()
@@ -137,17 +161,38 @@ pub fn main() -> i32 {
             return if e.print().is_ok() { code } else { 1 };
         }
     };
-    match dispatch(&matches) {
+    report_end(dispatch(&matches), matches.subcommand_name())
+}
+
+/// The exit code; an error is printed.
+fn report_end(done: Result<i32>, verb: Option<&str>) -> i32 {
+    match done {
         Ok(code) => code,
         Err(e) => {
             report::print(PROGRAM, &e);
-            if report::kind(&e) == Some(Kind::CannotExecute) && matches.subcommand_name() == Some("exec") {
-                255
-            } else {
-                1
-            }
+            if report::kind(&e) == Some(Kind::CannotExecute) && verb == Some("exec") { 255 } else { 1 }
         }
     }
+}
+
+/// What a plain command line asks for.
+fn plainly(line: &[OsString]) -> Option<(Result<Globals>, &'static str, Run)> {
+    const KNOWN: &[Known] = &[
+        Known("root", None, true),
+        Known("log", None, true),
+        Known("log-format", None, true),
+        Known("debug", None, false),
+        Known("systemd-cgroup", None, false),
+    ];
+    let line = line.iter().map(|word| word.to_str()).collect::<Option<Vec<&str>>>()?;
+    let said = Said::read(KNOWN, &line, Until::Word(1))?;
+    let (name, rest) = said.words.split_first()?;
+    if said.value("log-format").is_some_and(|format| !["text", "json"].contains(&format)) {
+        return None;
+    }
+    let verb = VERBS.iter().find(|verb| verb.name == *name)?;
+    let run = (verb.plain)(rest)?;
+    Some((globals_from(|name| said.value(name), |name| said.has(name)), verb.name, run))
 }
 
 /// The whole command line, with the verbs' arguments deferred.
@@ -234,9 +279,8 @@ fn globals() -> Command {
         )
 }
 
-fn dispatch(matches: &ArgMatches) -> Result<i32> {
-    let text = |name: &str| matches.get_one::<String>(name).map(String::as_str);
-    let globals = Globals {
+fn globals_from<'a>(text: impl Fn(&str) -> Option<&'a str>, flag: impl Fn(&str) -> bool) -> Result<Globals> {
+    Ok(Globals {
         root: match text("root") {
             Some(dir) => std::path::absolute(dir).context("--root")?,
             None => default_root(),
@@ -248,16 +292,23 @@ fn dispatch(matches: &ArgMatches) -> Result<i32> {
             } else {
                 report::Format::Text
             },
-            debug: matches.get_flag("debug"),
+            debug: flag("debug"),
         },
-        systemd_cgroup: matches.get_flag("systemd-cgroup") || text("cgroup-manager") == Some("systemd"),
+        systemd_cgroup: flag("systemd-cgroup") || text("cgroup-manager") == Some("systemd"),
         rootless: match text("rootless") {
             Some("true") => Rootless::Yes,
             Some("false") => Rootless::No,
             _ => Rootless::Auto,
         },
         criu: PathBuf::from(text("criu").unwrap_or("criu")),
-    };
+    })
+}
+
+fn dispatch(matches: &ArgMatches) -> Result<i32> {
+    let globals = globals_from(
+        |name| matches.get_one::<String>(name).map(String::as_str),
+        |name| matches.get_flag(name),
+    )?;
     report::init_log(&globals.log)?;
     let Some((name, matches)) = matches.subcommand() else {
         return Err(report::error(Kind::BadInput, "no command given"))
@@ -306,7 +357,39 @@ pub fn print(text: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::with_two_dashes;
+    use clap::FromArgMatches;
+
+    use super::{VERBS, command_for, create, delete, exec, kill, run, start, state, with_two_dashes};
+
+    /// What a plain command line means is what clap takes it for.
+    #[test]
+    fn plain_command_lines_are_read_as_clap_does() {
+        macro_rules! same {
+            ($module:ident, $($line:literal)+) => {$({
+                let line: Vec<&str> = $line.split(' ').collect();
+                let plain = $module::Args::plain(&line[1..]).unwrap_or_else(|| panic!("not plain: {}", $line));
+                let words = ["berth-runtime"].iter().chain(&line).map(std::ffi::OsString::from);
+                let matches = command_for(words.clone()).try_get_matches_from(words).expect($line);
+                let (_, matches) = matches.subcommand().expect($line);
+                let expected = $module::Args::from_arg_matches(matches).expect($line);
+                assert_eq!(format!("{plain:?}"), format!("{expected:?}"), "{}", $line);
+            })+};
+        }
+        same!(state, "state web" "state help" "state a=b");
+        same!(start, "start web");
+        same!(kill, "kill web" "kill web KILL" "kill --all web 9" "kill web -a" "kill web SIGRTMIN+3 --all");
+        same!(delete, "delete web" "delete --force web" "delete web -f");
+        same!(create, "create web" "create -b d web" "create --bundle /d --pid-file=/p --console-socket s web"
+            "create web --no-pivot --no-new-keyring");
+        same!(run, "run web" "run -b d --pid-file p web");
+        same!(exec, "exec web true" "exec web ls -la --tty -d" "exec -t -u 0:0 web --cwd / sh -c true"
+            "exec --process p.json --detach --pid-file p web" "exec -d web sleep 1 --x=y");
+        // And no verb but these is taken for one.
+        let with = |plain: &str| {
+            VERBS.iter().filter(|v| (v.plain)(&[plain]).is_some()).map(|v| v.name).collect::<Vec<_>>()
+        };
+        assert_eq!(with("web"), ["create", "start", "run", "state", "kill", "delete", "exec"]);
+    }
 
     #[test]
     fn one_dash_is_as_good_as_two() {

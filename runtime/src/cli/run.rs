@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 
 use super::Globals;
 use super::create::{self, Common};
+use super::plain::{Said, Until};
 use crate::launch::container::{self, Outcome};
 use crate::launch::foreground::{self, Foreground};
 
@@ -30,6 +31,23 @@ pub struct Args {
     /// Do not adopt orphans of the container's processes
     #[arg(long)]
     no_subreaper: bool,
+}
+
+impl Args {
+    /// From a plain command line.
+    pub fn plain(line: &[&str]) -> Option<Args> {
+        let said = Said::read(create::PLAIN, line, Until::End)?;
+        match said.words[..] {
+            [id] => Some(Args {
+                id: id.into(),
+                common: Common::plain(&said),
+                detach: false,
+                keep: false,
+                no_subreaper: false,
+            }),
+            _ => None,
+        }
+    }
 }
 
 /// Run the container; the result is its process's exit status.

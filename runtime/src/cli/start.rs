@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use anyhow::{Context, Result};
 
 use super::Globals;
+use super::plain::{Said, Until};
 use crate::launch::container;
 use crate::launch::notify::{self, Notify};
 use crate::state::Dir;
@@ -16,6 +17,16 @@ pub struct Args {
     /// The container
     #[arg(value_name = "CONTAINER-ID")]
     id: String,
+}
+
+impl Args {
+    /// From a plain command line.
+    pub fn plain(line: &[&str]) -> Option<Args> {
+        match Said::read(&[], line, Until::End)?.words[..] {
+            [id] => Some(Args { id: id.into() }),
+            _ => None,
+        }
+    }
 }
 
 /// Start the container.

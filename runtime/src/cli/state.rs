@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::Globals;
+use super::plain::{Said, Until};
 use crate::state::{Dir, State, Status};
 
 /// Print the state of a container as JSON.
@@ -15,6 +16,16 @@ pub struct Args {
     /// The container
     #[arg(value_name = "CONTAINER-ID")]
     id: String,
+}
+
+impl Args {
+    /// From a plain command line.
+    pub fn plain(line: &[&str]) -> Option<Args> {
+        match Said::read(&[], line, Until::End)?.words[..] {
+            [id] => Some(Args { id: id.into() }),
+            _ => None,
+        }
+    }
 }
 
 /// What `state` and `list --format json` print, field by field as runc.

@@ -97,11 +97,12 @@ fn update(globals: &Globals, args: &Args) -> Result<()> {
     };
     let dir = Dir::open(&globals.root, &args.id)?;
     let _lock = dir.lock()?;
-    let mut state = dir.load()?;
+    let state = dir.load()?;
     if matches!(dir.status(&state)?, Status::Stopped | Status::Creating) {
         return Err(error(Kind::WrongState, "container not running"));
     }
-    let old = state.resources.clone().unwrap_or_default();
+    let mut details = state.details()?;
+    let old = details.resources.take().unwrap_or_default();
     let merged = merge(&old, &resources).context("join the new limits with the old ones")?;
     // Engines send the whole of linux.resources; rules that hold anyway need not be set again.
     let mut new = resources;
@@ -112,8 +113,9 @@ fn update(globals: &Globals, args: &Args) -> Result<()> {
     if args.resources.is_none() {
         set_schemata(args, state.intel_rdt.first().map(PathBuf::as_path))?;
     }
-    state.resources = Some(merged);
-    dir.save(&state)
+    details.resources = Some(merged);
+    let seccomp = state.seccomp().to_vec();
+    dir.save(&state.with(&details, &seccomp)?)
 }
 
 fn read(from: &str) -> Result<Vec<u8>> {

@@ -44,8 +44,8 @@ pub fn restore(
             format!("linux.namespaces: criu cannot restore into the cgroup namespace {}", path.display());
         return Err(report::error(ErrorKind::Unsupported, message));
     }
+    let mut state = container::first_state(plan, host, &root.join(&plan.id))?;
     let (dir, lock) = Dir::create(root, &plan.id)?;
-    let mut state = container::first_state(plan, host, &dir.path());
     let woken = dir.save(&state).and_then(|()| {
         let mut cgroup = Cgroup::create(&plan.cgroup, &state.cgroup)?;
         let sleeper = Sleeper { program, options, restore, spec, plan, descriptors: &descriptors };

@@ -59,8 +59,8 @@ pub fn create(root: &Path, plan: &Plan, host: &Host, wishes: &Wishes) -> Result<
         sysctl::check(&plan.sysctl, ns.flag, ns.file.as_fd())?;
     }
 
+    let mut state = first_state(plan, host, &root.join(&plan.id))?;
     let (dir, lock) = Dir::create(root, &plan.id)?;
-    let mut state = first_state(plan, host, &dir.path());
     let mut made = Made { pid: None, cgroup: None, pid_file: None };
     let result = dir.begin(&state).and_then(|()| {
         let notify = match &wishes.notify {
@@ -155,6 +155,9 @@ fn launch(
 
     // In the container's user namespace the stage has no right to clone into the cgroup, so it comes from there.
     let (stage_into, into) = if plan.namespaces.has(flags::NEWUSER) { (into, None) } else { (None, into) };
+    if !wishes.run {
+        process::set_name(state::WAITING).context("name what waits for start")?;
+    }
     let cloned = if staged {
         process::clone3(0, stage_into).context("clone the stage")?
     } else {
@@ -180,6 +183,9 @@ fn launch(
             init::run(plan, &cgroup, inherited, theirs)
         }
     };
+    if !wishes.run {
+        sys::alloc::give_nothing_back();
+    }
     drop((theirs, inherited));
     let mut early = VecDeque::new();
     if staged {
@@ -221,9 +227,15 @@ fn launch(
     Ok((pidfd, terminal))
 }
 
-pub fn first_state(plan: &Plan, host: &Host, folder: &Path) -> State {
+pub fn first_state(plan: &Plan, host: &Host, folder: &Path) -> Result<State> {
     let seccomp = plan.seccomp.as_ref().map(Filter::to_bytes).unwrap_or_default();
-    State {
+    let details = state::Details {
+        resources: plan.resources.clone(),
+        process: Some(plan.exec.clone()),
+        landlock: plan.landlock.clone(),
+        common: plan.common.clone(),
+    };
+    let state = State {
         version: state::VERSION,
         oci_version: plan.oci_version.clone(),
         id: plan.id.clone(),
@@ -231,22 +243,16 @@ pub fn first_state(plan: &Plan, host: &Host, folder: &Path) -> State {
         rootfs: plan.rootfs.path.clone(),
         created: report::timestamp(),
         owner: host.euid,
-        pid: 0,
-        start_time: 0,
-        seccomp_length: seccomp.len(),
-        seccomp,
         annotations: plan.annotations.clone(),
         cgroup: Cgroup::record(&plan.cgroup, folder),
-        resources: plan.resources.clone(),
         poststart: plan.hooks.poststart.clone(),
         poststop: plan.hooks.poststop.clone(),
         namespaces: plan.namespaces.all(),
-        process: Some(plan.exec.clone()),
-        landlock: plan.landlock.clone(),
         seccomp_listener: plan.seccomp.as_ref().and_then(|s| s.listener.clone()),
         intel_rdt: plan.rdt.as_ref().map(rdt::will_make).unwrap_or_default(),
-        common: plan.common.clone(),
-    }
+        ..State::default()
+    };
+    state.with(&details, &seccomp)
 }
 
 pub fn note_pid(dir: &Dir, state: &mut State, pid: i32) -> Result<()> {
@@ -473,6 +479,11 @@ pub fn destroy(dir: &Dir, state: &State) -> Result<()> {
             Err(e) => return Err(e).with_context(|| format!("kill process {}", state.pid)),
         }
     }
+    remove(dir, state)
+}
+
+/// The same for one whose process has ended.
+pub fn remove(dir: &Dir, state: &State) -> Result<()> {
     cgroup::destroy(&state.cgroup).context("remove the cgroups")?;
     rdt::remove(&state.intel_rdt)?;
     hooks::run_all(

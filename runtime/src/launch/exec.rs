@@ -24,6 +24,7 @@ use super::channel::{self, Channel, FromChild};
 use super::foreground::Foreground;
 use super::init;
 use crate::cgroup::{Cgroup, Sub};
+use crate::plan::common::Common;
 use crate::plan::landlock::Landlock;
 use crate::plan::process::ProcessPlan;
 use crate::plan::seccomp::Filter;
@@ -40,6 +41,7 @@ pub struct Exec<'a> {
     pub process: ProcessPlan,
     pub seccomp: Option<Filter>,
     pub landlock: Option<Landlock>,
+    pub common: Common,
     pub console_socket: Option<PathBuf>,
     pub pidfd_socket: Option<PathBuf>,
     pub pid_file: Option<PathBuf>,
@@ -188,7 +190,7 @@ impl Child<'_> {
             // Without a root of its own the namespace gives its rights to whoever is in it.
             sys::credentials::become_root().unwrap_or_default();
         }
-        common::join_keyring(&exec.state.common, &exec.state.id)?;
+        common::join_keyring(&exec.common, &exec.state.id)?;
         process::setsid().context("start a session")?;
         let plan = &exec.process;
         if plan.terminal {
@@ -215,7 +217,7 @@ impl Child<'_> {
         program::enter_directory(&plan.cwd)?;
         let env = program::with_home(&plan.env, c.uid)?;
         let path = program::find(&plan.args[0], &env)?;
-        common::apply(&exec.state.common)?;
+        common::apply(&exec.common)?;
         attributes::apply(&plan.attributes)?;
         let around = Surroundings {
             seccomp: exec.seccomp.as_ref(),

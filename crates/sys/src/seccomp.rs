@@ -58,11 +58,10 @@ pub fn flags_available(flags: u32) -> bool {
 
 /// A program as the kernel reads it.
 pub fn to_bytes(program: &[Insn]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(program.len() * 8);
-    for insn in program {
-        out.extend(insn.code.to_ne_bytes());
-        out.extend([insn.jt, insn.jf]);
-        out.extend(insn.k.to_ne_bytes());
+    let mut out = vec![0; program.len() * 8];
+    for (to, insn) in out.as_chunks_mut::<8>().0.iter_mut().zip(program) {
+        let ([a, b], [c, d, e, f]) = (insn.code.to_ne_bytes(), insn.k.to_ne_bytes());
+        *to = [a, b, insn.jt, insn.jf, c, d, e, f];
     }
     out
 }

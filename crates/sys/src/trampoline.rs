@@ -338,13 +338,7 @@ impl Program {
         flags: u32,
         listener: Option<BorrowedFd<'_>>,
     ) -> &mut Self {
-        let mut bytes = Vec::with_capacity(program.len() * 8);
-        for i in program {
-            bytes.extend_from_slice(&i.code.to_ne_bytes());
-            bytes.extend_from_slice(&[i.jt, i.jf]);
-            bytes.extend_from_slice(&i.k.to_ne_bytes());
-        }
-        let Arg::Data(filter) = self.bytes(&bytes) else { return self };
+        let Arg::Data(filter) = self.bytes(&crate::seccomp::to_bytes(program)) else { return self };
         let mut header = Vec::with_capacity(16);
         header.extend_from_slice(&(program.len() as u64).to_ne_bytes());
         // The filter's address is known only when the file is laid out: see `image`.

@@ -192,11 +192,22 @@ const fn index() -> [u16; BUCKETS] {
     out
 }
 
+const fn same(a: &[u8], b: &[u8]) -> bool {
+    if a.len() != b.len() {
+        return false;
+    }
+    let mut i = 0;
+    while i < a.len() && a[i] == b[i] {
+        i += 1;
+    }
+    i == a.len()
+}
+
 /// Look a name up.
-pub fn name(text: &str) -> Option<Name> {
+pub const fn name(text: &str) -> Option<Name> {
     let mut bucket = hash(text.as_bytes());
     while INDEX[bucket] != X {
-        if TABLE[usize::from(INDEX[bucket])].0 == text {
+        if same(TABLE[INDEX[bucket] as usize].0.as_bytes(), text.as_bytes()) {
             return Some(Name(INDEX[bucket]));
         }
         bucket = (bucket + 1) % BUCKETS;
@@ -214,43 +225,66 @@ pub struct Multiplexed {
 /// 32-bit x86, MIPS and PowerPC, and s390, also reach the calls of sockets and of System V IPC through one
 /// number each.
 pub fn multiplexed(name: Name) -> Option<Multiplexed> {
-    let socketcall = |call| Some(Multiplexed { by: "socketcall", call });
-    let ipc = |call| Some(Multiplexed { by: "ipc", call });
-    match TABLE[usize::from(name.0)].0 {
-        "socket" => socketcall(1),
-        "bind" => socketcall(2),
-        "connect" => socketcall(3),
-        "listen" => socketcall(4),
-        "accept" => socketcall(5),
-        "getsockname" => socketcall(6),
-        "getpeername" => socketcall(7),
-        "socketpair" => socketcall(8),
-        "send" => socketcall(9),
-        "recv" => socketcall(10),
-        "sendto" => socketcall(11),
-        "recvfrom" => socketcall(12),
-        "shutdown" => socketcall(13),
-        "setsockopt" => socketcall(14),
-        "getsockopt" => socketcall(15),
-        "sendmsg" => socketcall(16),
-        "recvmsg" => socketcall(17),
-        "accept4" => socketcall(18),
-        "recvmmsg" => socketcall(19),
-        "sendmmsg" => socketcall(20),
-        "semop" => ipc(1),
-        "semget" => ipc(2),
-        "semctl" => ipc(3),
-        "semtimedop" => ipc(4),
-        "msgsnd" => ipc(11),
-        "msgrcv" => ipc(12),
-        "msgget" => ipc(13),
-        "msgctl" => ipc(14),
-        "shmat" => ipc(21),
-        "shmdt" => ipc(22),
-        "shmget" => ipc(23),
-        "shmctl" => ipc(24),
-        _ => None,
+    match MULTIPLEXED[usize::from(name.0)] {
+        0 => None,
+        call if call & IPC != 0 => Some(Multiplexed { by: "ipc", call: u32::from(call & !IPC) }),
+        call => Some(Multiplexed { by: "socketcall", call: u32::from(call) }),
     }
+}
+
+const SOCKETCALLS: &[(&str, u8)] = &[
+    ("socket", 1),
+    ("bind", 2),
+    ("connect", 3),
+    ("listen", 4),
+    ("accept", 5),
+    ("getsockname", 6),
+    ("getpeername", 7),
+    ("socketpair", 8),
+    ("send", 9),
+    ("recv", 10),
+    ("sendto", 11),
+    ("recvfrom", 12),
+    ("shutdown", 13),
+    ("setsockopt", 14),
+    ("getsockopt", 15),
+    ("sendmsg", 16),
+    ("recvmsg", 17),
+    ("accept4", 18),
+    ("recvmmsg", 19),
+    ("sendmmsg", 20),
+];
+const IPCS: &[(&str, u8)] = &[
+    ("semop", 1),
+    ("semget", 2),
+    ("semctl", 3),
+    ("semtimedop", 4),
+    ("msgsnd", 11),
+    ("msgrcv", 12),
+    ("msgget", 13),
+    ("msgctl", 14),
+    ("shmat", 21),
+    ("shmdt", 22),
+    ("shmget", 23),
+    ("shmctl", 24),
+];
+const IPC: u8 = 0x80;
+/// For each name of [`TABLE`] the number in `SOCKETCALLS`, or that in `IPCS` and [`IPC`], or 0.
+static MULTIPLEXED: [u8; TABLE.len()] = multiplexed_names();
+
+const fn multiplexed_names() -> [u8; TABLE.len()] {
+    let mut out = [0; TABLE.len()];
+    let mut i = 0;
+    while i < SOCKETCALLS.len() + IPCS.len() {
+        let ((text, call), bit) =
+            if i < SOCKETCALLS.len() { (SOCKETCALLS[i], 0) } else { (IPCS[i - SOCKETCALLS.len()], IPC) };
+        match name(text) {
+            Some(name) => out[name.0 as usize] = call | bit,
+            None => panic!("a multiplexed call that no architecture has"),
+        }
+        i += 1;
+    }
+    out
 }
 
 #[cfg(test)]

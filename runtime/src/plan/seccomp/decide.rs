@@ -93,36 +93,47 @@ struct Slots<'a> {
 fn ranges(rules: &Rules<'_>, abi: &Abi, chains: &mut Vec<Vec<Link>>) -> Vec<(u32, Decision)> {
     let first_chain = chains.len();
     let mut table = Slots { rules, narrow: abi.narrow, slots: [Slot::Empty; SLOTS], chains: &mut *chains };
-    let mut newest = None;
+    // One past the newest ordinary call that is named, and one past the last slot that is used.
+    let (mut newest, mut last) = (0, 0);
     let multiplexers = [number_of(abi, "socketcall"), number_of(abi, "ipc")];
     for &(name, entry) in &rules.names {
         let slot = abi.slot(name);
-        newest = newest.max(slot.filter(|&s| Abi::ordinary(s)));
+        if let Some(slot) = slot.filter(|&slot| Abi::ordinary(slot)) {
+            newest = newest.max(slot + 1);
+        }
         if rules.entries[entry].redundant {
             continue;
         }
         if let Some(slot) = slot {
             table.add(slot, entry, None);
+            last = last.max(slot + 1);
         }
         if multiplexers[0].is_some()
             && let Some(Multiplexed { by, call }) = arch::multiplexed(name)
             && let Some(slot) = multiplexers[usize::from(by == "ipc")]
         {
             table.add(slot, entry, Some(call));
+            last = last.max(slot + 1);
         }
     }
-    let slots = table.slots;
+    let slots = &table.slots;
     // Unused chains stay out of the program because no range refers to them.
     let decision = |slot: usize| match slots[slot] {
         Slot::Entry(e) => Decision::Return(rules.entries[usize::from(e)].action),
         Slot::Chain(c) => Decision::Chain(usize::from(c)),
-        Slot::Empty if rules.hide_new && newest.is_some_and(|n| slot > n) => Decision::Return(ENOSYS),
+        Slot::Empty if rules.hide_new && newest != 0 && slot >= newest => Decision::Return(ENOSYS),
         // s390 passes the number of a call that the kernel does not know as that of setup(2), 0.
         Slot::Empty if rules.hide_new && slot == 0 && abi.is_s390() => Decision::Return(ENOSYS),
         Slot::Empty => Decision::Return(rules.default),
     };
     let mut out: Vec<(u32, Decision)> = Vec::with_capacity(256);
-    for slot in 0..SLOTS {
+    // What comes after the last one and after the newest is all alike.
+    let end = last.max(newest) + 1;
+    for slot in 0..SLOTS.min(end) {
+        // Mostly a slot is as the one before: but for the two at whose ends the meaning of an empty one changes.
+        if slot > 1 && slots[slot] == slots[slot - 1] && slot != newest {
+            continue;
+        }
         let mut decision = decision(slot);
         if let Decision::Chain(c) = decision
             && let Some(same) = chains[first_chain..c].iter().position(|other| *other == chains[c])

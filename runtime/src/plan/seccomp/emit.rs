@@ -14,6 +14,8 @@
 //! Jumps go forward only and a condition reaches 255 instructions far. The program is therefore written from
 //! its end: every target is known when it is jumped to, and one too far away gets a copy (`ret`) or a long jump nearby.
 
+use std::ops::Range;
+
 use anyhow::Result;
 use report::at;
 use sys::seccomp::Insn;
@@ -69,7 +71,7 @@ pub fn emit(rules: &Rules<'_>, decisions: &Decisions, big_endian: bool) -> Resul
     let mut other = Target::Return(BAD_ARCH);
     // The native architecture comes first in the program, so it is written last.
     for section in decisions.sections.iter().rev() {
-        let mut start = e.search(&section.ranges);
+        let mut start = e.search(&section.ranges, &leaves(&section.ranges));
         if let Target::At(position) = start {
             let distance = e.distance(position);
             if distance > 0 {
@@ -88,6 +90,32 @@ pub fn emit(rules: &Rules<'_>, decisions: &Decisions, big_endian: bool) -> Resul
     }
     e.code.reverse();
     Ok(e.code)
+}
+
+/// Ranges that one leaf of the search decides: one, or one with single numbers in it that are treated otherwise, for each of which
+/// comparing it costs one instruction, and finding its range would cost two.
+fn leaves(ranges: &[(u32, Decision)]) -> Vec<Range<usize>> {
+    /// So many are compared one after the other.
+    const SINGLES: usize = 4;
+    let mut leaves: Vec<Range<usize>> = Vec::with_capacity(ranges.len());
+    let mut at = 0;
+    while at < ranges.len() {
+        let start = at;
+        at += 1;
+        while at + 1 < ranges.len()
+            && at - start < 2 * SINGLES
+            && ranges[at + 1].0 - ranges[at].0 == 1
+            && ranges[at + 1].1 == ranges[start].1
+        {
+            at += 2;
+        }
+        // The last of these ranges may go on beyond further single numbers: the next leaf begins with it.
+        if at - start > 2 * SINGLES {
+            at -= 1;
+        }
+        leaves.push(start..at);
+    }
+    leaves
 }
 
 impl Emitter<'_> {
@@ -140,22 +168,20 @@ impl Emitter<'_> {
         }
     }
 
-    /// Search the range that the number in the accumulator belongs to.
-    fn search(&mut self, ranges: &[(u32, Decision)]) -> Target {
-        match *ranges {
-            [(_, decision)] => self.decision(decision),
-            // One number among others that are treated alike.
-            [(_, around), (number, decision), (next, after)] if around == after && next - number == 1 => {
-                let (yes, no) = (self.decision(decision), self.decision(around));
-                self.branch(JEQ, number, yes, no)
+    /// Search the leaf that the number in the accumulator belongs to.
+    fn search(&mut self, ranges: &[(u32, Decision)], leaves: &[Range<usize>]) -> Target {
+        if let [leaf] = leaves {
+            let mut next = self.decision(ranges[leaf.start].1);
+            for &(number, decision) in ranges[leaf.clone()].iter().skip(1).step_by(2).rev() {
+                let yes = self.decision(decision);
+                next = self.branch(JEQ, number, yes, next);
             }
-            _ => {
-                let (low, high) = ranges.split_at(ranges.len() / 2);
-                let yes = self.search(high);
-                let no = self.search(low);
-                self.branch(JGE, high[0].0, yes, no)
-            }
+            return next;
         }
+        let (low, high) = leaves.split_at(leaves.len() / 2);
+        let yes = self.search(ranges, high);
+        let no = self.search(ranges, low);
+        self.branch(JGE, ranges[high[0].start].0, yes, no)
     }
 
     fn decision(&mut self, decision: Decision) -> Target {

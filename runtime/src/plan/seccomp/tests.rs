@@ -216,7 +216,7 @@ fn dockers_default_is_small() {
     let filter = compile(&one, &arch::X86_64).unwrap().unwrap();
     assert!(filter.program.len() <= 200, "{} instructions for one architecture", filter.program.len());
     let filter = compile(&docker(), &arch::X86_64).unwrap().unwrap();
-    assert!(filter.program.len() <= 600, "{} instructions for three", filter.program.len());
+    assert!(filter.program.len() <= 320, "{} instructions for three", filter.program.len());
 }
 
 /// How long compiling takes: `cargo test --release -p berth-runtime -- --ignored --nocapture seccomp`.

@@ -102,7 +102,7 @@ pub fn parse_resources(bytes: &[u8]) -> Result<LinuxResources> {
 
 /// Properties of a config that the specification does not have, each with the name that was probably meant.
 pub fn unknown_fields(bytes: &[u8]) -> Result<Vec<(String, Option<&'static str>)>> {
-    let value: Value = serde_json::from_slice(bytes).map_err(|e| syntax(&e))?;
+    let value: Value = crate::json::parse(bytes).map_err(|e| syntax(&e))?;
     let mut out = Vec::new();
     diagnose::unknown_fields(&value, &shape::SPEC, "", &mut out);
     Ok(out)
@@ -110,12 +110,12 @@ pub fn unknown_fields(bytes: &[u8]) -> Result<Vec<(String, Option<&'static str>)
 
 /// One pass over a good document; otherwise the slow way round.
 fn typed<T: DeserializeOwned>(bytes: &[u8], shape: &Shape, mend: fn(&mut Value)) -> Result<T> {
-    let refusal = match serde_json::from_slice(bytes) {
-        Ok(parsed) if lists::all_expected(bytes) => return Ok(parsed),
+    let refusal = match crate::json::parse(bytes) {
+        Ok(parsed) if std::str::from_utf8(bytes).is_ok_and(lists::all_expected) => return Ok(parsed),
         Ok(_) => None,
         Err(refusal) => Some(refusal),
     };
-    let given: Value = serde_json::from_slice(bytes).map_err(|e| syntax(&e))?;
+    let given: Value = crate::json::parse(bytes).map_err(|e| syntax(&e))?;
     let mut value = given.clone();
     mend::drop_nulls(&mut value);
     if let Some(mistake) = diagnose::first_mistake(&value, shape, "") {
@@ -127,7 +127,7 @@ fn typed<T: DeserializeOwned>(bytes: &[u8], shape: &Shape, mend: fn(&mut Value))
         // stands there twice.
         Some(refusal) if value == given => Err(syntax(&refusal)),
         // As text once more: the parser for values would be a second copy of every type's code in the binary.
-        _ => serde_json::from_slice(value.to_string().as_bytes())
+        _ => crate::json::parse(value.to_string().as_bytes())
             .map_err(|e| report::error(Kind::BadInput, e.to_string())),
     }
 }
@@ -147,7 +147,7 @@ fn syntax(error: &serde_json::Error) -> Error {
 /// The parser makes 0 of a missing limit; only the text tells them apart.
 fn forget_pids_without_limit(resources: &mut LinuxResources, bytes: &[u8], pointer: &str) {
     if resources.pids().is_some_and(|pids| pids.limit() == 0)
-        && let Ok(value) = serde_json::from_slice::<Value>(bytes)
+        && let Ok(value) = crate::json::parse::<Value>(bytes)
         && value.pointer(pointer).is_none_or(Value::is_null)
     {
         resources.set_pids(None);

@@ -8,6 +8,7 @@ pub mod client;
 pub mod criu;
 pub mod host;
 pub mod id;
+pub mod json;
 pub mod launch;
 pub mod plan;
 pub mod protobuf;

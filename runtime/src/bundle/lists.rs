@@ -5,10 +5,9 @@
 
 /// Whether every list of the document follows a name that the specification gives a list to. A text that looks
 /// like one may make this false for a good document: then it is looked at closely.
-pub fn all_expected(bytes: &[u8]) -> bool {
-    let brackets = bytes.iter().enumerate().filter(|(_, b)| **b == b'[');
-    brackets.into_iter().all(|(at, _)| {
-        let before = bytes[..at].trim_ascii_end();
+pub fn all_expected(text: &str) -> bool {
+    text.match_indices('[').all(|(at, _)| {
+        let before = text.as_bytes()[..at].trim_ascii_end();
         match before.last() {
             Some(b':') => name_before(&before[..before.len() - 1]).is_some_and(is_list),
             // A list in a list, or a document that is one.
@@ -117,7 +116,7 @@ mod tests {
             ("[]", false),
             ("{}", true),
         ] {
-            assert_eq!(all_expected(text.as_bytes()), expected, "{text}");
+            assert_eq!(all_expected(text), expected, "{text}");
         }
     }
 }

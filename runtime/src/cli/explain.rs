@@ -41,7 +41,7 @@ pub fn run(globals: &Globals, args: Args) -> Result<i32> {
         std::fs::canonicalize(&args.bundle).with_context(|| format!("bundle {}", args.bundle.display()))?;
     let bytes = bundle::read(&bundle)?;
     let spec = bundle::parse(&bytes)?;
-    let config = serde_json::from_slice(&bytes).context("config.json")?;
+    let config = crate::json::parse(&bytes).context("config.json")?;
     let options = Options {
         id: args.id,
         bundle,

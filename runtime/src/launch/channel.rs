@@ -92,9 +92,7 @@ impl Channel {
                 FromChild::Terminal(fds.pop().ok_or_else(|| anyhow!("no descriptor came with the terminal"))?)
             }
             FAILED => FromChild::Failed(
-                serde_json::from_slice::<Wire>(rest)
-                    .context("error of the container's process")?
-                    .into_error(),
+                crate::json::parse::<Wire>(rest).context("error of the container's process")?.into_error(),
             ),
             trampoline::REPORT_MAGIC => FromChild::Failed(reported(packet)),
             other => bail!("unknown message {other} from the container's process"),

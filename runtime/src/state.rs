@@ -5,18 +5,18 @@
 //!   state.json            `State` in one line; in a second one `Details`, which most verbs do without; then the compiled
 //!                         seccomp profile, if any. There from before anything else is made, later replaced by rename
 //!   state.json.tmp        left by a writer that was killed; overwritten by the next one
-//!   process.PID.START     a second name of state.json: pid and start time of the first process; absent until it
+//!   process.PID.BIRTH     a second name of state.json: pid and birth (`Birth`) of the first process; absent until it
 //!                         is there. A name appears at once or not at all, outlives a damaged state file, and
 //!                         costs no inode: to find a free one is what a new file costs most
-//!   start.sock            init listens here until `start`; refuses connections afterwards
+//!   start.sock            init listens here until `start`; refuses connections afterwards. Only where `Door` is not possible
 //!   notify/notify.sock    with NOTIFY_SOCKET: the container tells here that it is ready (`launch::notify`)
 //! ```
 //!
 //! | status   | how it is told                                                        |
 //! |----------|-----------------------------------------------------------------------|
 //! | creating | no pid yet, and its creator holds the lock                            |
-//! | created  | the process lives, calls itself `berth:init`, and `start.sock` accepts   |
-//! | running  | the process lives, and is called otherwise or `start.sock` refuses    |
+//! | created  | the process lives, calls itself `berth:init` and waits for `start`    |
+//! | running  | the process lives, and is called otherwise or does not wait           |
 //! | paused   | as running, and its cgroup is frozen                                  |
 //! | stopped  | the process is gone or a zombie, or the creator died before it was    |
 
@@ -25,7 +25,8 @@ use std::ffi::CStr;
 use std::fmt;
 use std::io::{self, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -33,7 +34,7 @@ use oci_spec::runtime::{LinuxResources, Process};
 use report::{Explain, Kind, error};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
-use sys::process::Seen;
+use sys::process::Birth;
 
 use crate::cgroup;
 use crate::plan::hooks::Hook;
@@ -65,9 +66,11 @@ pub struct State {
     /// state is written once.
     #[serde(skip)]
     pub pid: i32,
-    /// Clock ticks after boot: tells a recycled pid from ours.
+    /// Tells a recycled pid from ours.
     #[serde(skip)]
-    pub start_time: u64,
+    pub birth: Option<Birth>,
+    /// Where init waits for `start`; `None`: at `start.sock`.
+    pub door: Option<Door>,
     /// What follows the first line.
     #[serde(skip)]
     pub rest: Rest,
@@ -85,6 +88,42 @@ pub struct State {
     /// Folders of resctrl that are ours, removed with the container, the innermost last.
     #[serde(default)]
     pub intel_rdt: Vec<PathBuf>,
+}
+
+/// Init holds both ends of a socket pair, and `start` takes one of them (pidfd_getfd(2)): no file has to be made and removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Door {
+    /// The descriptor's number in init.
+    fd: i32,
+    /// SO_COOKIE: no other socket of this host ever has it, so nobody else's can be taken for this one.
+    cookie: u64,
+}
+
+impl Door {
+    /// That of a socket which a child will inherit.
+    pub fn of(end: &OwnedFd) -> Result<Door> {
+        let cookie = rustix::net::sockopt::socket_cookie(end).context("ask for a socket's cookie")?;
+        Ok(Door { fd: end.as_raw_fd(), cookie })
+    }
+
+    /// The end that the process holds; `None` if it does not any more. Needs the right to trace the process.
+    pub fn open(self, pidfd: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
+        use rustix::io::Errno;
+        let end = match sys::process::pidfd_getfd(pidfd, self.fd) {
+            Ok(end) => end,
+            Err(e)
+                if [Errno::BADF, Errno::SRCH]
+                    .iter()
+                    .any(|&gone| Some(gone.raw_os_error()) == e.raw_os_error()) =>
+            {
+                return Ok(None);
+            }
+            Err(e) => return Err(e),
+        };
+        // What a container's process has under that number may be no socket at all.
+        let same = rustix::net::sockopt::socket_cookie(&end).is_ok_and(|cookie| cookie == self.cookie);
+        Ok(same.then_some(end))
+    }
 }
 
 /// What `exec` and `update` take for granted. To parse it takes longer than all the rest of a state.
@@ -252,7 +291,7 @@ impl Dir {
         let Some(end) = bytes.iter().position(|&byte| byte == b'\n') else {
             return Err(damaged("it has no whole line".to_owned()));
         };
-        let mut state: State = serde_json::from_slice(&bytes[..end]).map_err(|e| damaged(e.to_string()))?;
+        let mut state: State = crate::json::parse(&bytes[..end]).map_err(|e| damaged(e.to_string()))?;
         if state.version != VERSION {
             return Err(damaged(format!("version {}, expected {VERSION}", state.version)));
         }
@@ -271,32 +310,31 @@ impl Dir {
             )));
         }
         state.rest = Rest(bytes);
-        (state.pid, state.start_time) = self.load_process()?;
+        if let Some((pid, birth)) = self.load_process()? {
+            (state.pid, state.birth) = (pid, Some(birth));
+        }
         Ok(state)
     }
 
-    /// Pid and start time of the first process; zeros if it is not there yet.
-    pub fn load_process(&self) -> Result<(i32, u64)> {
-        let mut found = (0, 0);
+    /// Pid and birth of the first process, when it is there.
+    pub fn load_process(&self) -> Result<Option<(i32, Birth)>> {
+        let mut found = None;
         self.each_name(|name| {
-            if let Some(process) = name.to_str().ok().and_then(parse_process) {
-                found = process;
-            }
-            Ok(())
+            found = name.to_str().ok().and_then(parse_process);
+            Ok(if found.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         })?;
         Ok(found)
     }
 
     /// Note the first process in `state` and in the folder.
-    pub fn save_process(&self, state: &mut State, pid: i32, start_time: u64) -> Result<()> {
-        let name = process_name(pid, start_time);
-        let done = if state.pid == 0 {
-            rustix::fs::linkat(&self.fd, FILE, &self.fd, &name, AtFlags::empty())
-        } else {
-            rustix::fs::renameat(&self.fd, process_name(state.pid, state.start_time), &self.fd, &name)
+    pub fn save_process(&self, state: &mut State, pid: i32, birth: Birth) -> Result<()> {
+        let name = process_name(pid, birth);
+        let done = match state.birth {
+            None => rustix::fs::linkat(&self.fd, FILE, &self.fd, &name, AtFlags::empty()),
+            Some(before) => rustix::fs::renameat(&self.fd, process_name(state.pid, before), &self.fd, &name),
         };
         done.with_context(|| format!("make {}/{name}", self.path().display()))?;
-        (state.pid, state.start_time) = (pid, start_time);
+        (state.pid, state.birth) = (pid, Some(birth));
         Ok(())
     }
 
@@ -321,7 +359,7 @@ impl Dir {
 
     /// Remove the folder and everything in it.
     pub fn remove(&self) -> Result<()> {
-        let unlink = |name: &std::ffi::CStr| match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
+        let unlink = |name: &CStr| match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
             // What is not ours, a folder say, is left to the end.
             Ok(()) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::ISDIR) => Ok(()),
             Err(e) => {
@@ -329,7 +367,12 @@ impl Dir {
             }
         };
         // The state itself goes last, and tells until then what the folder is.
-        let listed = self.each_name(|name| if name == c"state.json" { Ok(()) } else { unlink(name) });
+        let listed = self.each_name(|name| {
+            if name != c"state.json" {
+                unlink(name)?;
+            }
+            Ok(ControlFlow::Continue(()))
+        });
         let removed = match listed {
             Ok(()) => {
                 unlink(c"state.json")?;
@@ -351,17 +394,36 @@ impl Dir {
         if state.pid == 0 {
             return Ok(if self.is_locked() { Status::Creating } else { Status::Stopped });
         }
-        let Some(seen) = state.seen()? else { return Ok(Status::Stopped) };
-        // Another name means another program, so nobody need be asked.
-        if seen.name.as_bytes() == WAITING.to_bytes() && self.awaits_start() {
+        let Some(pidfd) = state.pidfd()? else { return Ok(Status::Stopped) };
+        if self.awaits_start(state, pidfd.as_fd())? {
             return Ok(Status::Created);
         }
         Ok(if cgroup::is_frozen(&state.cgroup)? { Status::Paused } else { Status::Running })
     }
 
-    /// Whether init still listens for `start`. A connection that says nothing is ignored by it.
-    fn awaits_start(&self) -> bool {
-        sys::socket::connect_at(self.fd(), START_SOCKET).is_ok()
+    /// Whether init still waits for `start`. A connection that says nothing is ignored by it.
+    fn awaits_start(&self, state: &State, pidfd: BorrowedFd<'_>) -> Result<bool> {
+        match self.reach(state, pidfd) {
+            Ok(found) => Ok(found.is_some()),
+            // Who may not ask believes the name: one that pretends can only keep itself from being started.
+            Err(e) if report::kind(&e) == Some(Kind::Unsupported) => {
+                let seen =
+                    sys::process::see(state.pid).with_context(|| format!("look at process {}", state.pid))?;
+                Ok(seen.is_some_and(|seen| seen.name.as_bytes() == WAITING.to_bytes()))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// A connection to init while it waits for `start`; `None`: it does not. `Kind::Unsupported` without the right to.
+    pub fn reach(&self, state: &State, pidfd: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
+        let Some(door) = state.door else {
+            return Ok(sys::socket::connect_at(self.fd(), START_SOCKET).ok());
+        };
+        door.open(pidfd)
+            .with_context(|| format!("reach process {}", state.pid))
+            .kind(Kind::Unsupported)
+            .hint(|| "it was created by somebody with CAP_SYS_PTRACE, which this needs as well".to_owned())
     }
 
     /// Where the folder is.
@@ -369,8 +431,8 @@ impl Dir {
         self.root.join(&self.id)
     }
 
-    /// Call `act` for each name in the folder, without `.` and `..`.
-    fn each_name(&self, mut act: impl FnMut(&std::ffi::CStr) -> Result<()>) -> Result<()> {
+    /// Call `act` for each name in the folder, without `.` and `..`, as long as it wants to go on.
+    fn each_name(&self, mut act: impl FnMut(&CStr) -> Result<ControlFlow<()>>) -> Result<()> {
         let reading = || format!("read {}", self.path().display());
         rustix::fs::seek(&self.fd, rustix::fs::SeekFrom::Start(0)).with_context(reading)?;
         let mut space = [MaybeUninit::<u8>::uninit(); 1024];
@@ -382,8 +444,9 @@ impl Dir {
                 Err(rustix::io::Errno::NOENT) => return Ok(()),
                 Err(e) => return Err(e).with_context(reading),
             };
-            if entry.file_name() != c"." && entry.file_name() != c".." {
-                act(entry.file_name())?;
+            let name = entry.file_name();
+            if name != c"." && name != c".." && act(name)?.is_break() {
+                return Ok(());
             }
         }
         Ok(())
@@ -426,14 +489,21 @@ impl Dir {
     }
 }
 
-fn process_name(pid: i32, start_time: u64) -> String {
-    format!("{PROCESS}{pid}.{start_time}")
+fn process_name(pid: i32, birth: Birth) -> String {
+    match birth {
+        Birth::Started(ticks) => format!("{PROCESS}{pid}.{ticks}"),
+        Birth::Inode(inode) => format!("{PROCESS}{pid}.i{inode}"),
+    }
 }
 
 /// What [`process_name`] made.
-fn parse_process(name: &str) -> Option<(i32, u64)> {
-    let (pid, start_time) = name.strip_prefix(PROCESS)?.split_once('.')?;
-    Some((pid.parse().ok().filter(|&pid| pid > 0)?, start_time.parse().ok()?))
+fn parse_process(name: &str) -> Option<(i32, Birth)> {
+    let (pid, birth) = name.strip_prefix(PROCESS)?.split_once('.')?;
+    let birth = match birth.strip_prefix('i') {
+        Some(inode) => Birth::Inode(inode.parse().ok()?),
+        None => Birth::Started(birth.parse().ok()?),
+    };
+    Some((pid.parse().ok().filter(|&pid| pid > 0)?, birth))
 }
 
 impl State {
@@ -450,7 +520,7 @@ impl State {
     /// The second line.
     pub fn details(&self) -> Result<Details> {
         let line = self.rest.0.get(..self.lengths.0).unwrap_or_default();
-        serde_json::from_slice(line)
+        crate::json::parse(line)
             .with_context(|| format!("damaged state of {}: its second line", self.id))
             .kind(Kind::Failed)
     }
@@ -473,31 +543,13 @@ impl State {
 
     /// Whether the process is there and is the one that we started.
     pub fn is_alive(&self) -> Result<bool> {
-        Ok(self.seen()?.is_some())
-    }
-
-    /// The process, if it is there and is the one that we started.
-    fn seen(&self) -> Result<Option<Seen>> {
-        if self.pid <= 0 {
-            return Ok(None);
-        }
-        let found = sys::process::see(self.pid).with_context(|| format!("look at process {}", self.pid))?;
-        Ok(found.filter(|seen| !seen.zombie && seen.start_time == self.start_time))
+        Ok(self.pidfd()?.is_some())
     }
 
     /// A descriptor of the process; `None` if it is gone. It cannot be mistaken for a later process of that id.
     pub fn pidfd(&self) -> Result<Option<OwnedFd>> {
-        if self.pid <= 0 {
-            return Ok(None);
-        }
-        let fd = match sys::process::pidfd_open(self.pid) {
-            Ok(fd) => fd,
-            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => return Ok(None),
-            // Whatever the kernel is short of: who is gone needs none.
-            Err(_) if !self.is_alive()? => return Ok(None),
-            Err(e) => return Err(e).with_context(|| format!("open process {}", self.pid)),
-        };
-        Ok(self.is_alive()?.then_some(fd))
+        let Some(birth) = self.birth else { return Ok(None) };
+        birth.open(self.pid).with_context(|| format!("look at process {}", self.pid))
     }
 }
 
@@ -508,22 +560,27 @@ fn open_dir(path: &Path) -> Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
-    use super::{parse_process, process_name};
+    use super::{Birth, parse_process, process_name};
 
     #[test]
     fn a_process_is_told_by_a_name() {
-        for process in [(1, 0), (4_194_304, 1 << 40), (i32::MAX, u64::MAX)] {
-            assert_eq!(parse_process(&process_name(process.0, process.1)), Some(process));
+        for pid in [1, 4_194_304, i32::MAX] {
+            for birth in [0, 1 << 40, u64::MAX].into_iter().flat_map(|n| [Birth::Started(n), Birth::Inode(n)])
+            {
+                assert_eq!(parse_process(&process_name(pid, birth)), Some((pid, birth)));
+            }
         }
         for stranger in [
             "process",
             "process.",
             "process.1",
             "process.1.",
+            "process.1.i",
             "process..1",
             "process.0.1",
             "process.-1.1",
             "process.1.2.3",
+            "process.1.j2",
             "process.99999999999.1",
             "rocess.1.1",
             "state.json",

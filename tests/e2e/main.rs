@@ -5,6 +5,7 @@ mod cgroups;
 mod checkpoint;
 mod concurrency;
 mod contexts;
+mod door;
 mod errors;
 mod exec;
 mod faults;

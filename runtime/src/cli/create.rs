@@ -99,7 +99,7 @@ pub fn run(globals: &Globals, args: Args) -> Result<i32> {
 pub fn create(globals: &Globals, id: &str, args: &Common, run: bool, detach: bool) -> Result<Outcome> {
     let doing = || format!("{} {id}", if run { "run" } else { "create" });
     // What it takes for a config of some kilobytes; a longer one only causes the usual page faults.
-    sys::alloc::expect(96 << 10, 56 << 10);
+    sys::alloc::expect(100 << 10, 56 << 10);
     let make = || -> Result<Outcome> {
         crate::id::check(id)?;
         let bundle = match &args.bundle {

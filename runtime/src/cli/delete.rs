@@ -89,17 +89,14 @@ fn force(dir: &Dir) -> Result<()> {
 /// A damaged state file: what it still tells is used, the folder goes in any case.
 fn salvage(dir: &Dir, damage: anyhow::Error) -> Result<()> {
     // What the first process was is told by a name of its own.
-    if let Ok((pid, start_time)) = dir.load_process()
-        && pid > 0
-        && let Ok(pidfd) = sys::process::pidfd_open(pid)
-        && let Ok(Some((started, _))) = sys::process::start_time(pid)
-        && started == start_time
+    if let Ok(Some((pid, birth))) = dir.load_process()
+        && let Ok(Some(pidfd)) = birth.open(pid)
     {
         sys::process::pidfd_signal(pidfd.as_fd(), 9).unwrap_or_default();
     }
     let raw = dir.load_raw()?;
-    let value: serde_json::Value = serde_json::from_slice(&raw).unwrap_or_default();
-    if let Ok(record) = serde_json::from_slice::<cgroup::Record>(value["cgroup"].to_string().as_bytes()) {
+    let value: serde_json::Value = crate::json::parse(&raw).unwrap_or_default();
+    if let Ok(record) = crate::json::parse::<cgroup::Record>(value["cgroup"].to_string().as_bytes()) {
         cgroup::destroy(&record)?;
     } else {
         cgroup::destroy_lost(&dir.path())?;

@@ -83,7 +83,7 @@ impl Sleeper<'_> {
         let response = converse(self.program, Kind::Restore, message, &log, |script, pid, fds| {
             match script {
                 "setup-namespaces" => {
-                    container::note_pid(dir, state, pid)?;
+                    note(dir, state, pid)?;
                     cgroup.apply(pid)?;
                     let json = state.container_state().json(Status::Creating);
                     let bundle = Some(self.plan.bundle.as_path());
@@ -91,7 +91,7 @@ impl Sleeper<'_> {
                     hooks::run("createRuntime", &self.plan.hooks.create_runtime, &json, bundle)?;
                 }
                 // Until here the tree was stopped; only now its first process has its own name for the kernel.
-                "post-restore" => container::note_pid(dir, state, pid)?,
+                "post-restore" => note(dir, state, pid)?,
                 "orphan-pts-master" => terminal = fds.into_iter().next(),
                 _ => {}
             }
@@ -99,7 +99,7 @@ impl Sleeper<'_> {
         })?;
         if state.pid == 0 {
             let pid = response.restored.ok_or_else(|| anyhow!("criu named no process"))?;
-            container::note_pid(dir, state, pid)?;
+            note(dir, state, pid)?;
         }
         let pidfd = process::pidfd_open(state.pid).context("open the restored process")?;
         Ok((pidfd, terminal))
@@ -173,11 +173,16 @@ fn cgroup_roots(plan: &Plan) -> Vec<(String, String)> {
     v1.chain(v2).collect()
 }
 
+fn note(dir: &Dir, state: &mut State, pid: i32) -> Result<()> {
+    let pidfd = process::pidfd_open(pid).context("open the restored process")?;
+    container::note_pid(dir, state, pid, pidfd.as_fd())
+}
+
 /// What the standard descriptors were when the container was dumped.
 fn descriptors(images: &Path) -> Result<Vec<String>> {
     let path = images.join(DESCRIPTORS);
     let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-    serde_json::from_slice(&bytes).with_context(|| path.display().to_string())
+    crate::json::parse(&bytes).with_context(|| path.display().to_string())
 }
 
 /// A mount namespace of our own while criu works: it wants the root to be a mount, and nobody else has to see

@@ -2,16 +2,16 @@
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use report::{Explain, Kind, error};
-use sys::process::{self, Cloned, flags};
+use sys::process::{self, Birth, Cloned, flags};
 use sys::socket;
 
 use super::channel::{self, Channel, FromChild};
-use super::init::{self, Inherited};
+use super::init::{self, Inherited, Start};
 use super::notify::{self, Notify};
 use super::{idmaps, stage};
 use crate::cgroup::{self, Cgroup};
@@ -21,7 +21,10 @@ use crate::plan::seccomp::Filter;
 use crate::setup::attributes::{self, Of};
 use crate::setup::hooks::{self, ContainerState};
 use crate::setup::{net_devices, rdt, rootfs, sysctl};
-use crate::state::{self, Dir, START_SOCKET, State, Status};
+use crate::state::{self, Dir, Door, START_SOCKET, State, Status};
+
+/// capabilities(7), as a bit.
+const CAP_SYS_PTRACE: u64 = 1 << 19;
 
 /// What the caller wants of [`create`].
 #[derive(Clone, Debug, Default)]
@@ -60,6 +63,15 @@ pub fn create(root: &Path, plan: &Plan, host: &Host, wishes: &Wishes) -> Result<
     }
 
     let mut state = first_state(plan, host, &root.join(&plan.id))?;
+    let staged = !joined.is_empty()
+        && (plan.namespaces.has(flags::NEWUSER) || plan.namespaces.joined_path(flags::NEWPID).is_some());
+    // Who may trace init needs no file to reach it.
+    let mut start = None;
+    if !wishes.run && !staged && host.capabilities & CAP_SYS_PTRACE != 0 {
+        let (ours, theirs) = socket::pair().context("make a socket pair")?;
+        state.door = Some(Door::of(&theirs)?);
+        start = Some(Start::Pair(ours, theirs));
+    }
     let (dir, lock) = Dir::create(root, &plan.id)?;
     let mut made = Made { pid: None, cgroup: None, pid_file: None };
     let result = dir.begin(&state).and_then(|()| {
@@ -70,7 +82,7 @@ pub fn create(root: &Path, plan: &Plan, host: &Host, wishes: &Wishes) -> Result<
                 if wishes.run { Notify::listen(&dir, to)? } else { None }
             }
         };
-        let parts = Parts { dir: &dir, plan, host, wishes, console, pidfd_socket, joined };
+        let parts = Parts { dir: &dir, plan, host, wishes, console, pidfd_socket, joined, staged, start };
         let (pidfd, terminal) = launch(parts, &mut state, &mut made, lock)?;
         Ok((pidfd, terminal, notify))
     });
@@ -98,6 +110,9 @@ struct Parts<'a> {
     console: Option<OwnedFd>,
     pidfd_socket: Option<OwnedFd>,
     joined: Vec<stage::Open>,
+    /// Some namespaces are joined by a stage, before the clone.
+    staged: bool,
+    start: Option<Start>,
 }
 
 /// What must be undone after an error, beside the folder.
@@ -113,13 +128,13 @@ fn launch(
     made: &mut Made,
     lock: state::Lock,
 ) -> Result<(OwnedFd, Option<OwnedFd>)> {
-    let Parts { dir, plan, host, wishes, console, pidfd_socket, joined } = parts;
+    let Parts { dir, plan, host, wishes, console, pidfd_socket, joined, staged, mut start } = parts;
     let sources = rootfs::open_sources(&plan.rootfs)?;
-    let start = if wishes.run {
-        None
-    } else {
-        Some(socket::listen_at(dir.fd(), START_SOCKET).context("make the start socket")?)
-    };
+    let listen =
+        || socket::listen_at(dir.fd(), START_SOCKET).map(Start::Listener).context("make the start socket");
+    if start.is_none() && !wishes.run {
+        start = Some(listen()?);
+    }
     made.cgroup = Some(state.cgroup.clone());
     let mut cgroup = Cgroup::create(&plan.cgroup, &state.cgroup)?;
     if *cgroup.now() != state.cgroup {
@@ -134,13 +149,11 @@ fn launch(
     if plan.namespaces.joined_path(flags::NEWPID).is_some() && host.euid == 0 {
         process::set_not_dumpable().context("hide ourselves")?;
     }
-    let staged = !joined.is_empty()
-        && (plan.namespaces.has(flags::NEWUSER) || plan.namespaces.joined_path(flags::NEWPID).is_some());
     // The cgroup namespace is made once we are in the cgroup, the time namespace takes effect at execve(2).
     let new = plan.namespaces.new & !(flags::NEWCGROUP | flags::NEWTIME);
     // A scope of systemd is made around the process, which therefore cannot be cloned into it.
     let into = if cgroup.needs_pid_first() { None } else { cgroup.clone_into() };
-    let inherited = Inherited {
+    let mut inherited = Inherited {
         sources,
         joined,
         console,
@@ -158,30 +171,41 @@ fn launch(
     if !wishes.run {
         process::set_name(state::WAITING).context("name what waits for start")?;
     }
-    let cloned = if staged {
-        process::clone3(0, stage_into).context("clone the stage")?
-    } else {
-        process::clone3(new, into.or(stage_into)).context("clone the container's process")?
-    };
-    let (mut pid, mut pidfd) = match cloned {
-        Cloned::Parent { pid, pidfd } => (pid, pidfd),
-        Cloned::Child => {
-            drop(lock);
-            drop(ours);
-            if staged {
-                let result = process::set_parent_death_signal(9)
-                    .context("watch the parent")
-                    .and_then(|()| {
-                        attributes::with_host_rights(&plan.process.attributes, Of::Ourselves, true)
-                    })
-                    .and_then(|()| stage::run(&inherited.joined, new, into, &theirs));
-                if let Err(e) = result {
-                    theirs.failed(&e);
-                    process::exit_now(1);
+    let (mut pid, mut pidfd) = loop {
+        let cloned = if staged {
+            process::clone3(0, stage_into).context("clone the stage")?
+        } else {
+            process::clone3(new, into.or(stage_into)).context("clone the container's process")?
+        };
+        let (pid, pidfd) = match cloned {
+            Cloned::Parent { pid, pidfd } => (pid, pidfd),
+            Cloned::Child => {
+                drop(lock);
+                drop(ours);
+                if staged {
+                    let result = process::set_parent_death_signal(9)
+                        .context("watch the parent")
+                        .and_then(|()| {
+                            attributes::with_host_rights(&plan.process.attributes, Of::Ourselves, true)
+                        })
+                        .and_then(|()| stage::run(&inherited.joined, new, into, &theirs));
+                    if let Err(e) = result {
+                        theirs.failed(&e);
+                        process::exit_now(1);
+                    }
                 }
+                init::run(plan, &cgroup, inherited, theirs)
             }
-            init::run(plan, &cgroup, inherited, theirs)
+        };
+        // With every right, a security module may still forbid it.
+        if state.door.is_none_or(|door| matches!(door.open(pidfd.as_fd()), Ok(Some(_)))) {
+            break (pid, pidfd);
         }
+        process::pidfd_signal(pidfd.as_fd(), 9).context("end the process that nobody may reach")?;
+        process::wait(pid).context("wait for the process that nobody may reach")?;
+        state.door = None;
+        dir.save(state)?;
+        inherited.start = Some(listen()?);
     };
     if !wishes.run {
         sys::alloc::give_nothing_back();
@@ -205,7 +229,7 @@ fn launch(
         };
     }
     made.pid = Some(pid);
-    note_pid(dir, state, pid)?;
+    note_pid(dir, state, pid, pidfd.as_fd())?;
     let mut talk = Talk { early, staged, plan, host, pid, pidfd: &pidfd, channel: &ours };
     // Killed before it learns from the end of the conversation that nobody stops it any more.
     let ready = talk.until_ready(&mut cgroup, wishes.run);
@@ -255,9 +279,10 @@ pub fn first_state(plan: &Plan, host: &Host, folder: &Path) -> Result<State> {
     state.with(&details, &seccomp)
 }
 
-pub fn note_pid(dir: &Dir, state: &mut State, pid: i32) -> Result<()> {
-    let started = process::start_time(pid).with_context(|| format!("look at process {pid}"))?;
-    dir.save_process(state, pid, started.map_or(0, |(time, _)| time))
+/// From here on the container has a process.
+pub fn note_pid(dir: &Dir, state: &mut State, pid: i32, pidfd: BorrowedFd<'_>) -> Result<()> {
+    let birth = Birth::of(pid, pidfd).with_context(|| format!("look at process {pid}"))?;
+    dir.save_process(state, pid, birth)
 }
 
 /// The parent's half of the conversation with init.
@@ -425,12 +450,9 @@ pub fn start(dir: &Dir, state: &State) -> Result<()> {
     let refused = |status: Status| {
         Err(error(Kind::WrongState, format!("cannot start a container in the {status} state")))
     };
-    if !state.is_alive()? {
-        return refused(dir.status(state)?);
-    }
-    let Ok(connection) = socket::connect_at(dir.fd(), START_SOCKET) else {
-        return refused(dir.status(state)?);
-    };
+    let pidfd = state.pidfd()?;
+    let connection = pidfd.as_ref().map(|pidfd| dir.reach(state, pidfd.as_fd())).transpose()?.flatten();
+    let (Some(pidfd), Some(connection)) = (pidfd, connection) else { return refused(dir.status(state)?) };
     let channel = Channel::from(connection);
     socket::send(channel.as_fd(), init::START, &[]).context("wake the container's process")?;
     let mut executing = false;
@@ -443,7 +465,6 @@ pub fn start(dir: &Dir, state: &State) -> Result<()> {
             }
             FromChild::Failed(e) => return Err(e),
             FromChild::SeccompListener(fd) => {
-                let pidfd = state.pidfd()?.ok_or_else(|| anyhow!("the container's process is gone"))?;
                 let json = state.container_state().json(Status::Created);
                 // Without its agent the program must not run.
                 pass_listener(state.seccomp_listener.as_ref(), &pidfd, fd, state.pid, &json)

@@ -1,7 +1,7 @@
 //! The container's first process, from the clone to the program.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result, anyhow};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -30,14 +30,23 @@ pub struct Inherited {
     pub joined: Vec<Open>,
     /// The connected `--console-socket`.
     pub console: Option<OwnedFd>,
-    /// The listening start socket (`create`); none in `run`.
-    pub start: Option<OwnedFd>,
+    /// Where to wait for `start` (`create`); none in `run`.
+    pub start: Option<Start>,
     /// setgroups(2) is denied in the new user namespace: decided by the parent, who writes the maps.
     pub groups_denied: bool,
     /// A stage has joined the namespaces already.
     pub staged: bool,
     /// The parent starts a scope with us in it first.
     pub wait_for_cgroup: bool,
+}
+
+/// Where init waits for `start`.
+#[derive(Debug)]
+pub enum Start {
+    /// A listening socket in the container's folder.
+    Listener(OwnedFd),
+    /// Both ends of a pair: ours, and the one that `start` takes (`state::Door`).
+    Pair(OwnedFd, OwnedFd),
 }
 
 /// Do everything; returns only with an error, and with the end that wants to hear of it.
@@ -147,10 +156,10 @@ fn build_and_execute(
     let path = program::find(&plan.process.args[0], &env)?;
 
     process::set_parent_death_signal(0).context("let the parent go")?;
-    if let Some(listener) = start {
+    if let Some(start) = start {
         let signals = Signals::block().context("block signals")?;
         channel.ready()?;
-        wait_for_start(listener.as_fd(), &signals, channel)?;
+        wait_for_start(start, &signals, channel)?;
     }
     if !hooks.start_container.is_empty() {
         hooks::run("startContainer", &hooks.start_container, &state.json(Status::Created), None)?;
@@ -158,14 +167,18 @@ fn build_and_execute(
     execute(&Last { plan, path: &path, env: &env, may_set_groups: !groups_denied }, channel)
 }
 
-/// Wait until `start` says so; a connection that says nothing asks whether we still wait. The first process of
+/// Wait until `start` says so; a connection that says nothing asks whether we still wait. When we go on, nothing of where we waited is
+/// left: that is how others see it. The first process of
 /// a pid namespace gets no signal that it does not ask for, so those that would end another process end us here.
-fn wait_for_start(listener: BorrowedFd<'_>, signals: &Signals, channel: &mut Channel) -> Result<()> {
+fn wait_for_start(start: Start, signals: &Signals, channel: &mut Channel) -> Result<()> {
     channel.hang_up();
+    let (socket, pair) = match start {
+        Start::Listener(listener) => (listener, None),
+        Start::Pair(ours, theirs) => (ours, Some(theirs)),
+    };
     let mut patience = 100;
     loop {
-        let mut fds =
-            [PollFd::from_borrowed_fd(listener, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
+        let mut fds = [PollFd::new(&socket, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
         match rustix::io::retry_on_intr(|| poll(&mut fds, None)) {
             Ok(_) => {}
             // The container exists and nobody is there to hear of a shortage: it may pass.
@@ -184,8 +197,16 @@ fn wait_for_start(listener: BorrowedFd<'_>, signals: &Signals, channel: &mut Cha
         if !fds[0].revents().contains(PollFlags::IN) {
             continue;
         }
-        let connection = socket::accept(listener).context("wait for start")?;
         let mut said = [0; 16];
+        if pair.is_some() {
+            let (n, _) = socket::receive(socket.as_fd(), &mut said).context("hear what start says")?;
+            if said[..n] == *START {
+                *channel = Channel::from(socket);
+                return Ok(());
+            }
+            continue;
+        }
+        let connection = socket::accept(socket.as_fd()).context("wait for start")?;
         match socket::receive(connection.as_fd(), &mut said) {
             Ok((n, _)) if said[..n] == *START => {
                 *channel = Channel::from(connection);

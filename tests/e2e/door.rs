@@ -1,0 +1,97 @@
+//! How `start` reaches the process that waits for it: one that holds both ends of a socket pair, or a socket in the folder.
+
+use std::time::{Duration, Instant};
+
+use harness::{Bed, finish, host, need};
+
+/// Without the right to trace, as root.
+const UNPRIVILEGED: &[&str] = &["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"];
+
+fn status(bed: &Bed, prefix: &[&str], id: &str) -> String {
+    let state = finish(bed.prefixed(prefix).args(["state", id])).success().json();
+    state["status"].as_str().expect("a status").to_owned()
+}
+
+#[test]
+fn no_file_is_made_for_who_may_trace() {
+    let (Some(_), Some(_)) = (need::root(), need::ours()) else { return };
+    let bed = Bed::new();
+    let c = bed.bundle().args(["sleep", "1000"]).create();
+    assert!(!bed.state().join(&c.id).join("start.sock").exists());
+    assert_eq!(c.status(), "created");
+    // Nothing that was asked has started it.
+    assert_eq!(c.status(), "created");
+    c.verb("start").success();
+    assert_eq!(c.status(), "running");
+    c.verb("start").exits(1).fails_in_one_line().stderr_has("cannot start a container in the running state");
+}
+
+#[test]
+fn who_may_not_trace_makes_a_socket() {
+    let (Some(_), Some(_)) = (need::root(), need::ours()) else { return };
+    let Some(_) = need::program("setpriv") else { return };
+    let bed = Bed::new();
+    let b = bed.bundle().args(["sleep", "1000"]);
+    let id = b.fresh_id();
+    b.write(&id);
+    let bundle = b.inside("..").to_string_lossy().into_owned();
+    finish(bed.prefixed(UNPRIVILEGED).args(["create", "--bundle", &bundle, &id])).success();
+    bed.adopt(&id);
+    assert!(bed.state().join(&id).join("start.sock").exists());
+    for prefix in [UNPRIVILEGED, &[]] {
+        assert_eq!(status(&bed, prefix, &id), "created");
+    }
+    finish(bed.prefixed(UNPRIVILEGED).args(["start", &id])).success();
+    for prefix in [UNPRIVILEGED, &[]] {
+        assert_eq!(status(&bed, prefix, &id), "running");
+    }
+}
+
+#[test]
+fn who_may_not_trace_sees_the_state_and_is_told_why_it_cannot_start() {
+    let (Some(_), Some(_)) = (need::root(), need::ours()) else { return };
+    let Some(_) = need::program("setpriv") else { return };
+    let bed = Bed::new();
+    let c = bed.bundle().args(["sleep", "1000"]).create();
+    assert_eq!(status(&bed, UNPRIVILEGED, &c.id), "created");
+    finish(bed.prefixed(UNPRIVILEGED).args(["start", &c.id])).exits(1).stderr_has("CAP_SYS_PTRACE");
+    assert_eq!(c.status(), "created");
+    c.verb("start").success();
+    assert_eq!(status(&bed, UNPRIVILEGED, &c.id), "running");
+}
+
+/// A security module that forbids it, whatever the capabilities say.
+#[test]
+fn where_tracing_is_forbidden_a_socket_is_made() {
+    let (Some(_), Some(_)) = (need::root(), need::ours()) else { return };
+    let Some(_) = need::program("strace") else { return };
+    let bed = Bed::new();
+    let b = bed.bundle().args(["sleep", "1000"]);
+    let id = b.fresh_id();
+    b.write(&id);
+    let bundle = b.inside("..").to_string_lossy().into_owned();
+    let log = bed.path("trace").to_string_lossy().into_owned();
+    let forbid = ["strace", "-o", &log, "-e", "trace=pidfd_getfd", "-e", "inject=pidfd_getfd:error=EPERM"];
+    finish(bed.prefixed(&forbid).args(["create", "--bundle", &bundle, &id])).success();
+    bed.adopt(&id);
+    assert!(bed.state().join(&id).join("start.sock").exists());
+    assert_eq!(status(&bed, &[], &id), "created");
+    finish(bed.command().args(["start", &id])).success();
+    assert_eq!(status(&bed, &[], &id), "running");
+}
+
+/// A program that calls itself as the waiting process does.
+#[test]
+fn who_pretends_to_wait_is_running() {
+    let (Some(_), Some(_)) = (need::root(), need::ours()) else { return };
+    let bed = Bed::new();
+    let c = bed.bundle().sh("printf berth:init >/proc/self/comm; while :; do sleep 1; done").start();
+    let until = Instant::now() + Duration::from_secs(10);
+    while host::status(c.pid(), "Name").trim() != "berth:init" {
+        assert!(Instant::now() < until, "it has not renamed itself");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(c.status(), "running");
+    c.verb("start").exits(1).fails_in_one_line().stderr_has("running");
+    c.exec(&["true"]).success();
+}

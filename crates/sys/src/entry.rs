@@ -186,6 +186,7 @@ macro_rules! own_start {
             "only memcmp, __memcmp_sse2",
             "only bcmp, __memcmp_sse2",
             "only strlen, __strlen_sse2",
+            "only strncmp, __strncmp_sse2",
             "only memchr, __memchr_sse2",
             "only memrchr, __memrchr_sse2",
             // What the copies of memcpy(3) and memset(3) assume of caches: variables of the object that we replace.

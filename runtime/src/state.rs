@@ -95,6 +95,8 @@ pub struct State {
 pub struct Door {
     /// The descriptor's number in init.
     fd: i32,
+    /// The socket's inode: what stands at `/proc/PID/fd/NUMBER`.
+    inode: u64,
     /// SO_COOKIE: no other socket of this host ever has it, so nobody else's can be taken for this one.
     cookie: u64,
 }
@@ -103,10 +105,22 @@ impl Door {
     /// That of a socket which a child will inherit.
     pub fn of(end: &OwnedFd) -> Result<Door> {
         let cookie = rustix::net::sockopt::socket_cookie(end).context("ask for a socket's cookie")?;
-        Ok(Door { fd: end.as_raw_fd(), cookie })
+        let inode = rustix::fs::fstat(end).context("look at a socket")?.st_ino;
+        Ok(Door { fd: end.as_raw_fd(), inode, cookie })
     }
 
-    /// The end that the process holds; `None` if it does not any more. Needs the right to trace the process.
+    /// Whether the process holds it, as far as names tell. A descriptor of a container's program is not touched: to close a duplicate of
+    /// it may ask that program, which need not answer (FUSE).
+    pub fn is_held_by(self, pid: i32) -> io::Result<bool> {
+        use rustix::io::Errno;
+        match rustix::fs::readlink(format!("/proc/{pid}/fd/{}", self.fd), Vec::with_capacity(64)) {
+            Ok(link) => Ok(link.to_bytes() == format!("socket:[{}]", self.inode).as_bytes()),
+            Err(Errno::NOENT | Errno::SRCH) => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// The end that a process of ours holds; `None` if it does not any more. Needs the right to trace the process.
     pub fn open(self, pidfd: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
         use rustix::io::Errno;
         let end = match sys::process::pidfd_getfd(pidfd, self.fd) {
@@ -120,7 +134,6 @@ impl Door {
             }
             Err(e) => return Err(e),
         };
-        // What a container's process has under that number may be no socket at all.
         let same = rustix::net::sockopt::socket_cookie(&end).is_ok_and(|cookie| cookie == self.cookie);
         Ok(same.then_some(end))
     }
@@ -394,17 +407,23 @@ impl Dir {
         if state.pid == 0 {
             return Ok(if self.is_locked() { Status::Creating } else { Status::Stopped });
         }
-        let Some(pidfd) = state.pidfd()? else { return Ok(Status::Stopped) };
-        if self.awaits_start(state, pidfd.as_fd())? {
+        if !state.is_alive()? {
+            return Ok(Status::Stopped);
+        }
+        if self.awaits_start(state)? {
             return Ok(Status::Created);
         }
         Ok(if cgroup::is_frozen(&state.cgroup)? { Status::Paused } else { Status::Running })
     }
 
     /// Whether init still waits for `start`. A connection that says nothing is ignored by it.
-    fn awaits_start(&self, state: &State, pidfd: BorrowedFd<'_>) -> Result<bool> {
-        match self.reach(state, pidfd) {
-            Ok(found) => Ok(found.is_some()),
+    fn awaits_start(&self, state: &State) -> Result<bool> {
+        let waits = match state.door {
+            None => Ok(sys::socket::connect_at(self.fd(), START_SOCKET).is_ok()),
+            Some(door) => may_not_trace(state, door.is_held_by(state.pid)),
+        };
+        match waits {
+            Ok(waits) => Ok(waits),
             // Who may not ask believes the name: one that pretends can only keep itself from being started.
             Err(e) if report::kind(&e) == Some(Kind::Unsupported) => {
                 let seen =
@@ -420,10 +439,10 @@ impl Dir {
         let Some(door) = state.door else {
             return Ok(sys::socket::connect_at(self.fd(), START_SOCKET).ok());
         };
-        door.open(pidfd)
-            .with_context(|| format!("reach process {}", state.pid))
-            .kind(Kind::Unsupported)
-            .hint(|| "it was created by somebody with CAP_SYS_PTRACE, which this needs as well".to_owned())
+        if !may_not_trace(state, door.is_held_by(state.pid))? {
+            return Ok(None);
+        }
+        may_not_trace(state, door.open(pidfd))
     }
 
     /// Where the folder is.
@@ -487,6 +506,13 @@ impl Dir {
         };
         write().with_context(|| format!("write {}/{name}", self.path().display()))
     }
+}
+
+/// `Kind::Unsupported`, and what is missing.
+fn may_not_trace<T>(state: &State, done: io::Result<T>) -> Result<T> {
+    done.with_context(|| format!("reach process {}", state.pid))
+        .kind(Kind::Unsupported)
+        .hint(|| "it was created by somebody with CAP_SYS_PTRACE, which this needs as well".to_owned())
 }
 
 fn process_name(pid: i32, birth: Birth) -> String {

@@ -94,4 +94,12 @@ fn who_pretends_to_wait_is_running() {
     assert_eq!(c.status(), "running");
     c.verb("start").exits(1).fails_in_one_line().stderr_has("running");
     c.exec(&["true"]).success();
+    // Its descriptors are left alone: to close one may be a question to the program (FUSE), which need not answer.
+    let Some(_) = need::program("strace") else { return };
+    let log = bed.path("trace").to_string_lossy().into_owned();
+    for verb in ["state", "start"] {
+        finish(bed.prefixed(&["strace", "-o", &log, "-e", "trace=pidfd_getfd"]).args([verb, &c.id]));
+        let calls = std::fs::read_to_string(&log).expect("the trace");
+        assert!(!calls.contains("pidfd_getfd("), "{verb}: {calls}");
+    }
 }

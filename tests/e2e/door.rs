@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use harness::{Bed, finish, host, need};
+use harness::{Bed, Bundle, finish, host, need};
 
 /// Without the right to trace, as root.
 const UNPRIVILEGED: &[&str] = &["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"];
@@ -10,6 +10,17 @@ const UNPRIVILEGED: &[&str] = &["setpriv", "--bounding-set=-sys_ptrace", "--inh-
 fn status(bed: &Bed, prefix: &[&str], id: &str) -> String {
     let state = finish(bed.prefixed(prefix).args(["state", id])).success().json();
     state["status"].as_str().expect("a status").to_owned()
+}
+
+/// Create a container behind `prefix`; it waits at a socket.
+fn create_with_socket(bed: &Bed, b: &Bundle<'_>, prefix: &[&str]) -> String {
+    let id = b.fresh_id();
+    b.write(&id);
+    let bundle = b.inside("..").to_string_lossy().into_owned();
+    finish(bed.prefixed(prefix).args(["create", "--bundle", &bundle, &id])).success();
+    bed.adopt(&id);
+    assert!(bed.state().join(&id).join("start.sock").exists());
+    id
 }
 
 #[test]
@@ -32,12 +43,7 @@ fn who_may_not_trace_makes_a_socket() {
     let Some(_) = need::program("setpriv") else { return };
     let bed = Bed::new();
     let b = bed.bundle().args(["sleep", "1000"]);
-    let id = b.fresh_id();
-    b.write(&id);
-    let bundle = b.inside("..").to_string_lossy().into_owned();
-    finish(bed.prefixed(UNPRIVILEGED).args(["create", "--bundle", &bundle, &id])).success();
-    bed.adopt(&id);
-    assert!(bed.state().join(&id).join("start.sock").exists());
+    let id = create_with_socket(&bed, &b, UNPRIVILEGED);
     for prefix in [UNPRIVILEGED, &[]] {
         assert_eq!(status(&bed, prefix, &id), "created");
     }
@@ -66,18 +72,16 @@ fn where_tracing_is_forbidden_a_socket_is_made() {
     let (Some(_), Some(_)) = (need::root(), need::ours()) else { return };
     let Some(_) = need::program("strace") else { return };
     let bed = Bed::new();
-    let b = bed.bundle().args(["sleep", "1000"]);
-    let id = b.fresh_id();
-    b.write(&id);
-    let bundle = b.inside("..").to_string_lossy().into_owned();
     let log = bed.path("trace").to_string_lossy().into_owned();
     let forbid = ["strace", "-o", &log, "-e", "trace=pidfd_getfd", "-e", "inject=pidfd_getfd:error=EPERM"];
-    finish(bed.prefixed(&forbid).args(["create", "--bundle", &bundle, &id])).success();
-    bed.adopt(&id);
-    assert!(bed.state().join(&id).join("start.sock").exists());
-    assert_eq!(status(&bed, &[], &id), "created");
-    finish(bed.command().args(["start", &id])).success();
-    assert_eq!(status(&bed, &[], &id), "running");
+    let sleeper = || bed.bundle().args(["sleep", "1000"]);
+    // With a user namespace the process that is given up may have asked for its id maps already.
+    for b in [sleeper(), sleeper().user_namespace()] {
+        let id = create_with_socket(&bed, &b, &forbid);
+        assert_eq!(status(&bed, &[], &id), "created");
+        finish(bed.command().args(["start", &id])).success();
+        assert_eq!(status(&bed, &[], &id), "running");
+    }
 }
 
 /// A program that calls itself as the waiting process does.

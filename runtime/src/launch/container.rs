@@ -143,7 +143,7 @@ fn launch(
         dir.save(state)?;
     }
 
-    let (ours, theirs) = channel::pair()?;
+    let (mut ours, mut theirs) = channel::pair()?;
     // Whoever shares our pid namespace must not reach this program through /proc/<pid>/exe. Id maps are written
     // through /proc files that an unprivileged user loses with that, so then it is done by init itself.
     if plan.namespaces.joined_path(flags::NEWPID).is_some() && host.euid == 0 {
@@ -206,6 +206,8 @@ fn launch(
         state.door = None;
         dir.save(state)?;
         inherited.start = Some(listen()?);
+        // What it has said meanwhile is not of its successor.
+        (ours, theirs) = channel::pair()?;
     };
     if !wishes.run {
         sys::alloc::give_nothing_back();

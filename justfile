@@ -112,7 +112,7 @@ dist:
     @mkdir -p {{dist}}
     @just --justfile {{justfile()}} strip berth-runtime
     @tests/dist-check.sh {{dist}}/berth-runtime {{max_runtime_bytes}}
-    @tests/dist-check.sh --order {{release}}/berth-runtime.map runtime/symbols.order
+    @tests/dist-check.sh --order {{release}}/berth-runtime.map runtime/symbols.order runtime/layout.ld
     {{commit}} cargo build --release -p berth-builder {{release_config}}
     @just --justfile {{justfile()}} strip berth-builder
     @tests/dist-check.sh {{dist}}/berth-builder {{max_builder_bytes}}
@@ -127,10 +127,10 @@ man:
     rm -rf {{dist}}/man {{dist}}/completions
     cargo run --quiet -p package -- {{dist}}
 
-# make the list of functions that the release binary keeps side by side anew (after larger changes; see runtime/build.rs)
+# make the lists of functions and constants that the release binary keeps side by side anew (after larger changes; see runtime/build.rs)
 order:
     BERTH_LINK_MAP={{release}}/berth-runtime.map {{release_build}}
-    tests/bench/runtime/order {{release}}/berth-runtime {{release}}/berth-runtime.map >runtime/symbols.order.new && mv runtime/symbols.order.new runtime/symbols.order
+    tests/bench/runtime/order {{release}}/berth-runtime {{release}}/berth-runtime.map runtime
 
 # install into PREFIX (default /usr/local): programs, manual pages, completions, systemd's unit, manifests; DESTDIR before it, for packagers
 install PREFIX="/usr/local" DESTDIR="": dist man

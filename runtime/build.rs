@@ -2,7 +2,7 @@
 //!
 //! In which order do the functions stand in the release binary? Those of the daily work side by side: the kernel maps
 //! 64 KiB around each page that is touched, so a program whose hot functions are scattered becomes resident as a whole.
-//! The list is made by `just order`; names that no longer exist are passed over. It needs LLD, which is what rustc links
+//! The lists, of functions and of the constants that they name, are made by `just order`; names that no longer exist are passed over. They need LLD, which is what rustc links
 //! with on x86_64 Linux; `BERTH_NO_ORDER=1` leaves this and the next out, for another linker.
 //!
 //! Are backtraces quick? The index of the tables for unwinding is left out of the release binary: it aborts on a panic and
@@ -26,6 +26,7 @@ fn main() {
     println!("cargo::rerun-if-env-changed=BERTH_PLAIN_START");
     if env::var_os("BERTH_PLAIN_START").is_none() && knows_the_c_library() {
         println!("cargo::rustc-cfg=own_start");
+        println!("cargo::rustc-link-arg-bins=-Wl,--wrap=__register_frame_info");
     }
 }
 
@@ -35,6 +36,7 @@ fn is(name: &str, value: &str) -> bool {
 
 fn order() {
     println!("cargo::rerun-if-changed=symbols.order");
+    println!("cargo::rerun-if-changed=layout.ld");
     println!("cargo::rerun-if-env-changed=BERTH_NO_ORDER");
     println!("cargo::rerun-if-env-changed=BERTH_LINK_MAP");
     if !is("PROFILE", "release")
@@ -46,6 +48,7 @@ fn order() {
     let folder = env::var("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
     println!("cargo::rustc-link-arg-bins=-Wl,--symbol-ordering-file={folder}/symbols.order");
     println!("cargo::rustc-link-arg-bins=-Wl,--no-warn-symbol-ordering");
+    println!("cargo::rustc-link-arg-bins=-Wl,-T,{folder}/layout.ld");
     if let Ok(file) = env::var("BERTH_LINK_MAP") {
         println!("cargo::rustc-link-arg-bins=-Wl,-Map={file},--no-demangle");
     }

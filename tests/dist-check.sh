@@ -1,14 +1,18 @@
 #!/bin/sh
 # Is this release binary what we promise: one static, non-PIE program of at most MAX bytes that runs?
 #   dist-check.sh BINARY MAX_BYTES
-#   dist-check.sh --order LINK_MAP LIST    are the functions of the list, which is to keep them side by side, still those of the program?
+#   dist-check.sh --order LINK_MAP FUNCTIONS LAYOUT    are the functions and constants of the two lists, which are to keep them side by side,
+#                                                      still those of the program?
 set -eu
 if [ "$1" = --order ]; then
 	all=$(grep -c . "$3") known=$(awk 'NR == FNR { wanted[$1]; next } $NF in wanted { delete wanted[$NF]; n++ } END { print n + 0 }' "$3" "$2")
 	echo "$3: $known of $all functions are in the program"
+	wanted=$(grep -c '^ *\*' "$4") found=$(awk '$5 ~ /^\./ { daily = $5 == ".rodata.daily"; next } daily' "$2" | grep -c ':(')
+	echo "$4: $found constants for $wanted names are in the program"
 	# Each one that is not costs memory and page faults in every call: see docs/speed.md.
 	# Not an error: another compiler gives them other names.
-	[ $((known * 10)) -ge $((all * 9)) ] || echo "$3: warning: out of date, which makes every call slower and larger: just order" >&2
+	[ $((known * 10)) -ge $((all * 9)) ] && [ $((found * 10)) -ge $((wanted * 9)) ] \
+		|| echo "$3, $4: warning: out of date, which makes every call slower and larger: just order" >&2
 	exit 0
 fi
 size=$(stat -c %s "$1")

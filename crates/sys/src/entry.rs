@@ -41,6 +41,8 @@ macro_rules! entry {
         pub extern "C" fn c_main(_argc: i32, _argv: *const *const u8) -> i32 {
             #[cfg(own_start)]
             $crate::entry::protect_relocated();
+            #[cfg(own_start)]
+            register_frames_if_asked();
             let main: fn() -> i32 = $main;
             main()
         }
@@ -57,6 +59,27 @@ macro_rules! entry {
 #[macro_export]
 macro_rules! own_start {
     () => {
+        /// Tell the unwinder where its tables are, if a backtrace may be asked for. The C library's beginning does it each time,
+        /// which touches the tables: a page fault. Nothing else unwinds in a program that aborts on a panic. The build script that
+        /// sets the cfg gives the linker `--wrap=__register_frame_info` as well.
+        fn register_frames_if_asked() {
+            use ::core::ffi::{c_char, c_void};
+            unsafe extern "C" {
+                #[link_name = "__real___register_frame_info"]
+                fn register(tables: *const c_void, object: *mut c_void);
+                fn getenv(name: *const c_char) -> *const c_char;
+                static __berth_frames: [*mut c_void; 2];
+            }
+            // SAFETY: reads the environment, and what the wrapper noted before `main`; called once.
+            unsafe {
+                let asked = |name: &::core::ffi::CStr| !getenv(name.as_ptr()).is_null();
+                if (asked(c"RUST_BACKTRACE") || asked(c"RUST_LIB_BACKTRACE")) && !__berth_frames[0].is_null()
+                {
+                    register(__berth_frames[0], __berth_frames[1]);
+                }
+            }
+        }
+
         core::arch::global_asm!(
             ".pushsection .text.__libc_start_main, \"ax\", @progbits",
             ".globl __libc_start_main",
@@ -169,6 +192,19 @@ macro_rules! own_start {
             ".pushsection .bss.early, \"aw\", @nobits",
             ".balign 64",
             ".Learly: .skip 4096",
+            ".globl __berth_frames",
+            ".hidden __berth_frames",
+            "__berth_frames: .skip 16",
+            ".popsection",
+            // For `register_frames_if_asked`.
+            ".pushsection .text.__wrap___register_frame_info, \"ax\", @progbits",
+            ".globl __wrap___register_frame_info",
+            ".type __wrap___register_frame_info, @function",
+            "__wrap___register_frame_info:",
+            "    mov [rip + __berth_frames], rdi",
+            "    mov [rip + __berth_frames + 8], rsi",
+            "    ret",
+            ".size __wrap___register_frame_info, . - __wrap___register_frame_info",
             ".popsection",
             // The copies that every x86_64 can run, without the table that is filled at the start: its stubs lie in a page of
             // their own.

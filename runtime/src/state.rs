@@ -1,16 +1,19 @@
-//! What do we know of a container between two commands? One folder a container:
+//! What do we know of a container between two commands? One file a container:
 //!
 //! ```text
-//! <root>/<id>/            0700; flock on it: held by the verb that changes the container
-//!   state.json            `State` in one line; in a second one `Details`, which most verbs do without; then the compiled
-//!                         seccomp profile, if any. There from before anything else is made, later replaced by rename
-//!   state.json.tmp        left by a writer that was killed; overwritten by the next one
-//!   process.PID.BIRTH     a second name of state.json: pid and birth (`Birth`) of the first process; absent until it
-//!                         is there. A name appears at once or not at all, outlives a damaged state file, and
-//!                         costs no inode: to find a free one is what a new file costs most
+//! <root>/<id>             0600; flock on it: held by the verb that changes the container
+//!                           `State` in one line; in a second one `Details`, which most verbs do without; then the compiled
+//!                           seccomp profile, if any; then, when it is there, the first process in one line: pid and birth
+//!                           (`Birth`). There from before anything else is made; the last line is appended, all else is
+//!                           replaced by rename
+//! <root>/@<id>.new        left by a writer that was killed; overwritten by the next one
+//! <root>/@<id>/           what few containers need, 0700:
 //!   start.sock            init listens here until `start`; refuses connections afterwards. Only where `Door` is not possible
 //!   notify/notify.sock    with NOTIFY_SOCKET: the container tells here that it is ready (`launch::notify`)
+//!   process.PID.BIRTH     for one without a cgroup, by which it could be found if its file was damaged: the first process
 //! ```
+//!
+//! One file, and no folder around it: to find a free inode is what a new file costs most where the root is on a disk.
 //!
 //! | status   | how it is told                                                        |
 //! |----------|-----------------------------------------------------------------------|
@@ -22,20 +25,20 @@
 
 mod door;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::fmt;
 use std::io::{self, Write};
-use std::mem::MaybeUninit;
-use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::rc::{Rc, Weak};
 
 use anyhow::{Context, Result};
 pub use door::Door;
 use oci_spec::runtime::{LinuxResources, Process};
 use report::{Explain, Kind, error};
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use sys::process::Birth;
 
@@ -43,13 +46,11 @@ use crate::cgroup;
 use crate::plan::hooks::Hook;
 
 /// The version of the state file that we write; others are refused.
-pub const VERSION: u32 = 3;
-const FILE: &str = "state.json";
-const TEMPORARY: &str = "state.json.tmp";
+pub const VERSION: u32 = 4;
 const PROCESS: &str = "process.";
 /// What init calls itself until it has executed the program; from its creator, so that it never has another name.
 pub const WAITING: &CStr = c"berth:init";
-/// The start socket's name in the container's folder.
+/// The start socket's name in the folder of what few containers need.
 pub const START_SOCKET: &str = "start.sock";
 
 /// What the state file says first.
@@ -65,7 +66,7 @@ pub struct State {
     pub created: String,
     /// Who created it.
     pub owner: u32,
-    /// In the pid namespace of whoever created it; 0 until the process is there. From a name of its own, so that the
+    /// In the pid namespace of whoever created it; 0 until the process is there. From a line of its own, so that the
     /// state is written once.
     #[serde(skip)]
     pub pid: i32,
@@ -137,27 +138,31 @@ impl fmt::Display for Status {
     }
 }
 
-/// A container's folder.
+/// A container's place in the state root: its file, and a folder beside it if need be.
 #[derive(Debug)]
 pub struct Dir {
-    fd: OwnedFd,
+    /// As it was when we opened it: it may have been replaced since.
+    file: OwnedFd,
     root: PathBuf,
     id: String,
+    /// The lock that we hold, which goes over to the file that replaces this one.
+    lock: RefCell<Weak<RefCell<OwnedFd>>>,
 }
 
-/// The lock of a container's folder, until dropped. It belongs to an open file of its own, so that no child
-/// that inherited the folder's descriptor keeps it.
+/// The lock of a container's file, until dropped. It belongs to an open file of its own, so that no child
+/// that inherited the other descriptor keeps it.
 #[derive(Debug)]
 pub struct Lock {
-    _held: OwnedFd,
+    _held: Rc<RefCell<OwnedFd>>,
 }
 
 impl Dir {
-    /// Make the folder of a new container. `Kind::AlreadyExists` if there is one.
+    /// Make the file of a new container, empty. `Kind::AlreadyExists` if there is one.
     pub fn create(root: &Path, id: &str) -> Result<(Dir, Lock)> {
         crate::id::check(id)?;
         let path = root.join(id);
-        let make = || rustix::fs::mkdir(&path, Mode::from_raw_mode(0o700));
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let make = || rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600));
         let made = match make() {
             Err(rustix::io::Errno::NOENT) => {
                 use std::os::unix::fs::DirBuilderExt;
@@ -170,35 +175,35 @@ impl Dir {
             }
             other => other,
         };
-        match made {
-            Ok(()) => {}
+        let file = match made {
+            Ok(file) => file,
             Err(rustix::io::Errno::EXIST) => {
                 return Err(error(Kind::AlreadyExists, format!("container with id {id} already exists")));
             }
             Err(e) => return Err(e).with_context(|| format!("make {}", path.display())),
+        };
+        let dir = Dir { file, root: root.to_owned(), id: id.to_owned(), lock: RefCell::default() };
+        let lock = dir.lock();
+        // Somebody may have removed it before we had the lock, and made another.
+        let ours = !rustix::fs::fstat(&dir.file).is_ok_and(|found| found.st_nlink == 0);
+        match lock {
+            Ok(lock) if ours => Ok((dir, lock)),
+            Ok(_) => Err(error(Kind::WrongState, format!("container {id} was removed while it was created"))),
+            Err(e) => {
+                // The first error is the one to tell; an empty file that stays is removed by `delete --force`.
+                if ours {
+                    rustix::fs::unlink(&path).unwrap_or_default();
+                }
+                Err(e)
+            }
         }
-        let opened = open_dir(&path).and_then(|fd| {
-            let dir = Dir { fd, root: root.to_owned(), id: id.to_owned() };
-            dir.lock().map(|lock| (dir, lock))
-        });
-        if opened.is_err() {
-            // The first error is the one to tell; an empty folder that stays is removed by `delete --force`.
-            rustix::fs::rmdir(&path).unwrap_or_default();
-        }
-        opened
     }
 
-    /// Open the folder of an existing container. `Kind::NotFound` if there is none.
+    /// Open the file of an existing container. `Kind::NotFound` if there is none.
     pub fn open(root: &Path, id: &str) -> Result<Dir> {
         crate::id::check(id)?;
-        let path = root.join(id);
-        match open_dir(&path) {
-            Ok(fd) => Ok(Dir { fd, root: root.to_owned(), id: id.to_owned() }),
-            Err(e) if e.downcast_ref::<rustix::io::Errno>() == Some(&rustix::io::Errno::NOENT) => {
-                Err(error(Kind::NotFound, format!("container {id} does not exist")))
-            }
-            Err(e) => Err(e),
-        }
+        let file = open_file(&root.join(id), id)?;
+        Ok(Dir { file, root: root.to_owned(), id: id.to_owned(), lock: RefCell::default() })
     }
 
     /// The container's id.
@@ -206,24 +211,19 @@ impl Dir {
         &self.id
     }
 
-    /// The folder.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-
     /// Wait (at most ten seconds) for the verb that is changing this container, and keep others out.
     pub fn lock(&self) -> Result<Lock> {
-        let fd = rustix::fs::openat(
-            &self.fd,
-            ".",
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .with_context(|| format!("open the state of {}", self.id))?;
         for _ in 0..2000 {
+            let fd = open_file(&self.path(), &self.id)?;
             match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Lock { _held: fd }),
-                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+                // Replaced or removed meanwhile: then the lock is nobody's.
+                Ok(()) if rustix::fs::fstat(&fd).is_ok_and(|found| found.st_nlink > 0) => {
+                    let held = Rc::new(RefCell::new(fd));
+                    *self.lock.borrow_mut() = Rc::downgrade(&held);
+                    return Ok(Lock { _held: held });
+                }
+                Ok(()) | Err(rustix::io::Errno::INTR) => continue,
+                Err(rustix::io::Errno::AGAIN) => {}
                 Err(e) => return Err(e).with_context(|| format!("lock the state of {}", self.id)),
             }
             std::thread::sleep(std::time::Duration::from_millis(5));
@@ -233,22 +233,16 @@ impl Dir {
 
     /// Whether somebody holds the lock.
     fn is_locked(&self) -> bool {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::openat(&self.fd, ".", flags, Mode::empty()).is_ok_and(|fd| {
+        open_file(&self.path(), &self.id).is_ok_and(|fd| {
             rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::AGAIN)
         })
     }
 
-    /// Read the state file.
+    /// Read the file.
     pub fn load(&self) -> Result<State> {
-        let mut bytes = self.read(FILE)?.ok_or_else(|| {
-            if !self.path().exists() {
-                return error(Kind::NotFound, format!("container {} does not exist", self.id));
-            }
-            error(Kind::Failed, format!("{}/{FILE}: no such file", self.path().display()))
-        })?;
+        let mut bytes = self.read()?;
         let damaged = |what: String| {
-            let message = format!("damaged state file {}/{FILE}: {what}", self.path().display());
+            let message = format!("damaged state file {}: {what}", self.path().display());
             error(Kind::Failed, message).context(report::Note {
                 kind: Some(Kind::Failed),
                 hint: Some(format!("`delete --force {}` kills what is left of it and removes it", self.id)),
@@ -266,8 +260,9 @@ impl Dir {
             return Err(damaged(format!("it is of container {:?}", state.id)));
         }
         bytes.drain(..=end);
-        let expected = state.lengths.0.checked_add(state.lengths.1);
-        if Some(bytes.len()) != expected {
+        let expected =
+            state.lengths.0.checked_add(state.lengths.1).filter(|&expected| bytes.len() >= expected);
+        let Some(expected) = expected else {
             // Never mistaken for a container without a seccomp profile.
             return Err(damaged(format!(
                 "{} bytes after the first line, expected {} and {}",
@@ -275,85 +270,122 @@ impl Dir {
                 state.lengths.0,
                 state.lengths.1
             )));
+        };
+        match &bytes[expected..] {
+            [] => {}
+            [line @ .., b'\n'] => {
+                let process = std::str::from_utf8(line).ok().and_then(parse_process);
+                let Some((pid, birth)) = process else {
+                    return Err(damaged(format!("{:?} is no process", String::from_utf8_lossy(line))));
+                };
+                (state.pid, state.birth) = (pid, Some(birth));
+            }
+            // Its writer was killed.
+            _ => {}
         }
+        bytes.truncate(expected);
         state.rest = Rest(bytes);
-        if let Some((pid, birth)) = self.load_process()? {
-            (state.pid, state.birth) = (pid, Some(birth));
-        }
         Ok(state)
     }
 
-    /// Pid and birth of the first process, when it is there.
+    /// Pid and birth of the first process, for a container whose file is damaged: known of those without a cgroup.
     pub fn load_process(&self) -> Result<Option<(i32, Birth)>> {
-        let mut found = None;
-        self.each_name(|name| {
-            found = name.to_str().ok().and_then(parse_process);
-            Ok(if found.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
-        })?;
-        Ok(found)
+        let entries = match std::fs::read_dir(self.more_path()) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e).with_context(|| format!("read {}", self.more_path().display())),
+        };
+        Ok(entries.flatten().find_map(|entry| entry.file_name().to_str().and_then(parse_process)))
     }
 
-    /// Note the first process in `state` and in the folder.
+    /// Note the first process in `state` and in the file.
     pub fn save_process(&self, state: &mut State, pid: i32, birth: Birth) -> Result<()> {
-        let name = process_name(pid, birth);
-        let done = match state.birth {
-            None => rustix::fs::linkat(&self.fd, FILE, &self.fd, &name, AtFlags::empty()),
-            Some(before) => rustix::fs::renameat(&self.fd, process_name(state.pid, before), &self.fd, &name),
-        };
-        done.with_context(|| format!("make {}/{name}", self.path().display()))?;
+        let before = state.birth.map(|birth| process_name(state.pid, birth));
         (state.pid, state.birth) = (pid, Some(birth));
+        let name = process_name(pid, birth);
+        if state.cgroup.is_none() {
+            let more = self.more()?;
+            // No second name of the state file: that it has none tells that it was replaced.
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            match &before {
+                None => rustix::fs::openat(&more, &name, flags, Mode::from_raw_mode(0o600)).map(drop),
+                Some(before) => rustix::fs::renameat(&more, before, &more, &name),
+            }
+            .with_context(|| format!("make {}/{name}", self.more_path().display()))?;
+        }
+        if before.is_some() {
+            return self.save(state);
+        }
+        let append = || -> io::Result<()> {
+            let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            let fd = rustix::fs::open(self.path(), flags, Mode::empty())?;
+            std::fs::File::from(fd).write_all(format!("{name}\n").as_bytes())
+        };
+        append().with_context(|| format!("write {}", self.path().display()))
+    }
+
+    /// The first line as it is, for what can be saved of a damaged one; empty if there is none.
+    pub fn load_raw(&self) -> Vec<u8> {
+        let mut bytes = self.read().unwrap_or_default();
+        bytes.truncate(bytes.iter().position(|&byte| byte == b'\n').unwrap_or(bytes.len()));
+        bytes
+    }
+
+    /// Write the file of a new container. Nothing has been made yet that a half-written one could hide.
+    pub fn begin(&self, state: &State) -> Result<()> {
+        let bytes = state.to_bytes()?;
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let written = rustix::io::retry_on_intr(|| rustix::io::write(&self.file, rest))
+                .with_context(|| format!("write {}", self.path().display()))?;
+            rest = &rest[written..];
+        }
         Ok(())
     }
 
-    /// The state file's first line as it is, for what can be saved of a damaged one.
-    pub fn load_raw(&self) -> Result<Vec<u8>> {
-        let mut bytes = self.read(FILE)?.unwrap_or_default();
-        bytes.truncate(bytes.iter().position(|&byte| byte == b'\n').unwrap_or(bytes.len()));
-        Ok(bytes)
-    }
-
-    /// Write the state file of a new container. Nothing has been made yet that a half-written one could hide.
-    pub fn begin(&self, state: &State) -> Result<()> {
-        self.write(FILE, state)
-    }
-
-    /// Replace the state file.
+    /// Replace the file, and hold the new one as the old was held.
     pub fn save(&self, state: &State) -> Result<()> {
-        self.write(TEMPORARY, state)?;
-        rustix::fs::renameat(&self.fd, TEMPORARY, &self.fd, FILE)
-            .with_context(|| format!("replace {}/{FILE}", self.path().display()))
+        let bytes = state.to_bytes()?;
+        let (new, path) = (self.root.join(format!("@{}.new", self.id)), self.path());
+        let replace = || -> io::Result<()> {
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            let fd = rustix::fs::open(&new, flags, Mode::from_raw_mode(0o600))?;
+            let mut file = std::fs::File::from(fd);
+            file.write_all(&bytes)?;
+            let held = self.lock.borrow().upgrade();
+            if held.is_some() {
+                rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+            }
+            rustix::fs::rename(&new, &path)?;
+            if let Some(held) = held {
+                *held.borrow_mut() = file.into();
+            }
+            Ok(())
+        };
+        replace().with_context(|| format!("replace {}", path.display()))
     }
 
-    /// Remove the folder and everything in it.
+    /// Remove the file and what else there is.
     pub fn remove(&self) -> Result<()> {
-        let unlink = |name: &CStr| match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
-            // What is not ours, a folder say, is left to the end.
-            Ok(()) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::ISDIR) => Ok(()),
-            Err(e) => {
-                Err(e).with_context(|| format!("remove {}/{}", self.path().display(), name.to_string_lossy()))
-            }
-        };
-        // The state itself goes last, and tells until then what the folder is.
-        let listed = self.each_name(|name| {
-            if name != c"state.json" {
-                unlink(name)?;
-            }
-            Ok(ControlFlow::Continue(()))
-        });
-        let removed = match listed {
-            Ok(()) => {
-                unlink(c"state.json")?;
-                rustix::fs::rmdir(self.path())
-            }
-            // Once more, another way.
-            Err(_) => Err(rustix::io::Errno::NOTEMPTY),
-        };
-        match removed {
+        let removing = |path: &Path| format!("remove {}", path.display());
+        let unlink = |path: &Path| match rustix::fs::unlink(path) {
             Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
-            Err(rustix::io::Errno::NOTEMPTY) => std::fs::remove_dir_all(self.path())
-                .with_context(|| format!("remove {}", self.path().display())),
-            Err(e) => Err(e).with_context(|| format!("remove {}", self.path().display())),
+            // Not ours, or an earlier version's.
+            Err(rustix::io::Errno::ISDIR) => std::fs::remove_dir_all(path).with_context(|| removing(path)),
+            Err(e) => Err(e).with_context(|| removing(path)),
+        };
+        // The state itself goes last, and tells until then what the rest is.
+        let more = self.more_path();
+        match rustix::fs::rmdir(&more) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+            // There is something in it; or once more, another way.
+            Err(_) => match std::fs::remove_dir_all(&more) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).context(removing(&more)),
+                _ => {}
+            },
         }
+        unlink(&self.root.join(format!("@{}.new", self.id)))?;
+        unlink(&self.path())
     }
 
     /// The status, by the table above.
@@ -373,7 +405,7 @@ impl Dir {
     /// Whether init still waits for `start`. A connection that says nothing is ignored by it.
     fn awaits_start(&self, state: &State) -> Result<bool> {
         let waits = match state.door {
-            None => Ok(sys::socket::connect_at(self.fd(), START_SOCKET).is_ok()),
+            None => Ok(self.connect().is_some()),
             Some(door) => may_not_trace(state, door.is_held_by(state.pid)),
         };
         match waits {
@@ -391,7 +423,7 @@ impl Dir {
     /// A connection to init while it waits for `start`; `None`: it does not. `Kind::Unsupported` without the right to.
     pub fn reach(&self, state: &State, pidfd: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
         let Some(door) = state.door else {
-            return Ok(sys::socket::connect_at(self.fd(), START_SOCKET).ok());
+            return Ok(self.connect());
         };
         if !may_not_trace(state, door.is_held_by(state.pid))? {
             return Ok(None);
@@ -399,67 +431,64 @@ impl Dir {
         may_not_trace(state, door.open(pidfd))
     }
 
-    /// Where the folder is.
+    /// To the start socket, if somebody listens there.
+    fn connect(&self) -> Option<OwnedFd> {
+        let more = open_dir(&self.more_path()).ok()?;
+        sys::socket::connect_at(more.as_fd(), START_SOCKET).ok()
+    }
+
+    /// Where the file is.
     pub fn path(&self) -> PathBuf {
         self.root.join(&self.id)
     }
 
-    /// Call `act` for each name in the folder, without `.` and `..`, as long as it wants to go on.
-    fn each_name(&self, mut act: impl FnMut(&CStr) -> Result<ControlFlow<()>>) -> Result<()> {
-        let reading = || format!("read {}", self.path().display());
-        rustix::fs::seek(&self.fd, rustix::fs::SeekFrom::Start(0)).with_context(reading)?;
-        let mut space = [MaybeUninit::<u8>::uninit(); 1024];
-        let mut names = rustix::fs::RawDir::new(&self.fd, &mut space);
-        while let Some(entry) = names.next() {
-            let entry = match entry {
-                Ok(entry) => entry,
-                // Removed meanwhile.
-                Err(rustix::io::Errno::NOENT) => return Ok(()),
-                Err(e) => return Err(e).with_context(reading),
-            };
-            let name = entry.file_name();
-            if name != c"." && name != c".." && act(name)?.is_break() {
-                return Ok(());
-            }
-        }
-        Ok(())
+    /// Where the folder of what few containers need is, if this is one of them.
+    pub fn more_path(&self) -> PathBuf {
+        more(&self.root, &self.id)
     }
 
-    fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = match rustix::fs::openat(&self.fd, name, flags, Mode::empty()) {
-            Ok(fd) => fd,
-            Err(rustix::io::Errno::NOENT) => return Ok(None),
-            Err(e) => return Err(e).with_context(|| format!("open {}/{name}", self.path().display())),
-        };
-        let size = rustix::fs::fstat(&file).map_or(0, |found| found.st_size);
+    /// That folder, made if need be.
+    pub fn more(&self) -> Result<OwnedFd> {
+        let path = self.more_path();
+        match rustix::fs::mkdir(&path, Mode::from_raw_mode(0o700)) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => open_dir(&path),
+            Err(e) => Err(e).with_context(|| format!("make {}", path.display())),
+        }
+    }
+
+    fn read(&self) -> Result<Vec<u8>> {
+        let reading = || format!("read {}", self.path().display());
+        let mut found = rustix::fs::fstat(&self.file).with_context(reading)?;
+        let newer;
+        let mut file = &self.file;
+        if found.st_nlink == 0 {
+            newer = open_file(&self.path(), &self.id)?;
+            file = &newer;
+            found = rustix::fs::fstat(file).with_context(reading)?;
+        }
+        if !rustix::fs::FileType::from_raw_mode(found.st_mode).is_file() {
+            return Err(error(Kind::Failed, format!("{}: not a state file", self.path().display())));
+        }
         // One byte more, so that one reading shows that there is no more.
-        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0).min(1 << 20) + 1);
+        let mut bytes = Vec::with_capacity(usize::try_from(found.st_size).unwrap_or(0).min(1 << 20) + 1);
         loop {
-            let space = bytes.spare_capacity_mut().len();
+            let (at, space) = (bytes.len() as u64, bytes.spare_capacity_mut().len());
             let count = rustix::io::retry_on_intr(|| {
-                rustix::io::read(&file, rustix::buffer::spare_capacity(&mut bytes))
+                rustix::io::pread(file, rustix::buffer::spare_capacity(&mut bytes), at)
             })
-            .with_context(|| format!("read {}/{name}", self.path().display()))?;
+            .with_context(reading)?;
             // A regular file gives less than was asked for at its end only.
             if count < space {
-                return Ok(Some(bytes));
+                return Ok(bytes);
             }
             bytes.reserve(16 << 10);
         }
     }
+}
 
-    fn write(&self, name: &str, state: &State) -> Result<()> {
-        let mut bytes = serde_json::to_vec(state).context("encode the state")?;
-        bytes.push(b'\n');
-        bytes.extend(&state.rest.0);
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let write = || -> io::Result<()> {
-            let fd = rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(0o600))?;
-            std::fs::File::from(fd).write_all(&bytes)
-        };
-        write().with_context(|| format!("write {}/{name}", self.path().display()))
-    }
+/// Where what few containers need is: no id begins like that.
+pub fn more(root: &Path, id: &str) -> PathBuf {
+    root.join(format!("@{id}"))
 }
 
 /// `Kind::Unsupported`, and what is missing.
@@ -487,6 +516,18 @@ fn parse_process(name: &str) -> Option<(i32, Birth)> {
 }
 
 impl State {
+    /// The whole file.
+    fn to_bytes(&self) -> Result<Vec<u8>> {
+        let mut bytes = serde_json::to_vec(self).context("encode the state")?;
+        bytes.push(b'\n');
+        bytes.extend(&self.rest.0);
+        if let Some(birth) = self.birth {
+            bytes.extend(process_name(self.pid, birth).as_bytes());
+            bytes.push(b'\n');
+        }
+        Ok(bytes)
+    }
+
     /// The state with its second line, and the compiled seccomp profile (`Filter::to_bytes`; empty without one).
     pub fn with(mut self, details: &Details, seccomp: &[u8]) -> Result<State> {
         let mut rest = serde_json::to_vec(details).context("encode the state")?;
@@ -530,6 +571,15 @@ impl State {
     pub fn pidfd(&self) -> Result<Option<OwnedFd>> {
         let Some(birth) = self.birth else { return Ok(None) };
         birth.open(self.pid).with_context(|| format!("look at process {}", self.pid))
+    }
+}
+
+/// `Kind::NotFound` if there is none.
+fn open_file(path: &Path, id: &str) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    match rustix::fs::open(path, flags, Mode::empty()) {
+        Err(rustix::io::Errno::NOENT) => Err(error(Kind::NotFound, format!("container {id} does not exist"))),
+        other => other.with_context(|| format!("open {}", path.display())),
     }
 }
 

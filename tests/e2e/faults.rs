@@ -198,7 +198,7 @@ fn a_damaged_state_file_hurts_nobody_else() {
         let b = bed.bundle().args(["sleep", "1000"]);
         let c = b.start();
         let pid = c.pid();
-        fs::write(bed.state().join(&c.id).join("state.json"), bytes).expect("damage it");
+        fs::write(bed.state().join(&c.id), bytes).expect("damage it");
         c.verb("state").exits(1).fails_in_one_line().stderr_has(&c.id);
         c.exec(&["true"]).exits(255).fails_in_one_line();
         let list = bed.call(&["list", "--quiet"]);
@@ -238,6 +238,22 @@ fn strangers_in_the_state_root_hurt_nobody() {
         fs::remove_file(bed.state().join(name)).expect("remove");
     }
     fs::remove_dir(bed.state().join("a-directory")).unwrap_or_default();
+}
+
+/// What versions before had: a folder a container.
+#[test]
+fn a_folder_in_the_state_root_is_told_and_goes_by_force() {
+    let Some(_) = need::ours() else { return };
+    let bed = Bed::new();
+    let old = bed.state().join("old");
+    fs::create_dir_all(&old).expect("mkdir");
+    fs::write(old.join("state.json"), "{}").expect("write");
+    for verb in ["state", "start", "delete"] {
+        bed.call(&[verb, "old"]).exits(1).fails_in_one_line().stderr_has("not a state file");
+    }
+    bed.call(&["delete", "--force", "old"]).success();
+    assert!(!old.exists());
+    bed.is_clean();
 }
 
 /// A state directory that is another user's symlink is not followed by delete.

@@ -855,11 +855,11 @@ fn kill_by(t: &Test, signal: &str) -> Result<()> {
     Ok(())
 }
 
-/// The one JSON file in the container's state folder that says who it is.
+/// The file that says who the container is: its own in the state root, or one in its folder there.
 fn state_file(t: &Test, id: &str) -> Result<std::path::PathBuf> {
-    for name in ["state.json", "status"] {
-        let path = t.root().join(id).join(name);
-        if path.exists() {
+    let own = t.root().join(id);
+    for path in [own.join("state.json"), own.join("status"), own] {
+        if path.is_file() {
             return Ok(path);
         }
     }

@@ -56,6 +56,11 @@ pub struct Record {
 }
 
 impl Record {
+    /// Whether the container has no cgroup at all.
+    pub fn is_none(&self) -> bool {
+        self.v1.is_empty() && self.v2.is_none() && self.unit.is_none()
+    }
+
     /// Where a process is now: for measuring and watching a container whatever runtime made it. It has no mark, so that nothing
     /// is killed or removed by it.
     pub fn of_process(pid: i32) -> Result<Record> {

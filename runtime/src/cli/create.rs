@@ -114,7 +114,9 @@ pub fn create(globals: &Globals, id: &str, args: &Common, run: bool, detach: boo
         let loaded = ManuallyDrop::new(crate::bundle::load(&bundle)?);
         let host = Host::gather()?.with_rootless(globals.rootless.forced());
         let notify = notify::wanted();
-        let folder = || std::path::absolute(globals.root.join(id).join(notify::FOLDER)).context("--root");
+        let folder = || {
+            std::path::absolute(crate::state::more(&globals.root, id).join(notify::FOLDER)).context("--root")
+        };
         let options = Options {
             id: id.to_owned(),
             bundle,

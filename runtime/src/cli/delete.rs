@@ -86,15 +86,15 @@ fn force(dir: &Dir) -> Result<()> {
     }
 }
 
-/// A damaged state file: what it still tells is used, the folder goes in any case.
+/// A damaged state file: what it still tells is used, it goes in any case.
 fn salvage(dir: &Dir, damage: anyhow::Error) -> Result<()> {
-    // What the first process was is told by a name of its own.
+    // One without a cgroup has a name for its first process.
     if let Ok(Some((pid, birth))) = dir.load_process()
         && let Ok(Some(pidfd)) = birth.open(pid)
     {
         sys::process::pidfd_signal(pidfd.as_fd(), 9).unwrap_or_default();
     }
-    let raw = dir.load_raw()?;
+    let raw = dir.load_raw();
     let value: serde_json::Value = crate::json::parse(&raw).unwrap_or_default();
     if let Ok(record) = crate::json::parse::<cgroup::Record>(value["cgroup"].to_string().as_bytes()) {
         cgroup::destroy(&record)?;

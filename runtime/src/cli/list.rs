@@ -46,8 +46,8 @@ fn rows(root: &Path) -> Result<Vec<Shown>> {
             let mut names = Vec::new();
             for entry in entries {
                 let entry = entry.with_context(|| format!("read {}", root.display()))?;
-                if entry.file_type().is_ok_and(|t| t.is_dir()) {
-                    names.extend(entry.file_name().into_string());
+                if entry.file_type().is_ok_and(|t| t.is_file()) {
+                    names.extend(entry.file_name().into_string().ok().filter(|name| !name.starts_with('@')));
                 }
             }
             names

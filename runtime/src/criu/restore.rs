@@ -46,7 +46,7 @@ pub fn restore(
     }
     let mut state = container::first_state(plan, host, &root.join(&plan.id))?;
     let (dir, lock) = Dir::create(root, &plan.id)?;
-    let woken = dir.save(&state).and_then(|()| {
+    let woken = dir.begin(&state).and_then(|()| {
         let mut cgroup = Cgroup::create(&plan.cgroup, &state.cgroup)?;
         let sleeper = Sleeper { program, options, restore, spec, plan, descriptors: &descriptors };
         sleeper.wake(&dir, &mut state, &mut cgroup)

@@ -115,7 +115,7 @@ struct Parts<'a> {
     start: Option<Start>,
 }
 
-/// What must be undone after an error, beside the folder.
+/// What must be undone after an error, beside the state.
 struct Made {
     pid: Option<i32>,
     cgroup: Option<cgroup::Record>,
@@ -130,8 +130,11 @@ fn launch(
 ) -> Result<(OwnedFd, Option<OwnedFd>)> {
     let Parts { dir, plan, host, wishes, console, pidfd_socket, joined, staged, mut start } = parts;
     let sources = rootfs::open_sources(&plan.rootfs)?;
-    let listen =
-        || socket::listen_at(dir.fd(), START_SOCKET).map(Start::Listener).context("make the start socket");
+    let listen = || {
+        socket::listen_at(dir.more()?.as_fd(), START_SOCKET)
+            .map(Start::Listener)
+            .context("make the start socket")
+    };
     if start.is_none() && !wishes.run {
         start = Some(listen()?);
     }
@@ -493,7 +496,7 @@ pub fn run_poststart(state: &State) -> Result<()> {
     .hint(|| "a failing poststart hook stops and deletes the container".to_owned())
 }
 
-/// Kill whatever is left of a container and remove it: cgroups, poststop hooks, folder.
+/// Kill whatever is left of a container and remove it: cgroups, poststop hooks, state.
 pub fn destroy(dir: &Dir, state: &State) -> Result<()> {
     if let Some(pidfd) = state.pidfd()? {
         match process::pidfd_signal(pidfd.as_fd(), 9) {

@@ -43,7 +43,7 @@ pub struct Inherited {
 /// Where init waits for `start`.
 #[derive(Debug)]
 pub enum Start {
-    /// A listening socket in the container's folder.
+    /// A listening socket beside the container's state.
     Listener(OwnedFd),
     /// Both ends of a pair: ours, and the one that `start` takes (`state::Door`).
     Pair(OwnedFd, OwnedFd),

@@ -19,7 +19,7 @@ use sys::socket;
 
 use crate::state::Dir;
 
-/// In the container's folder, and there the socket.
+/// In the folder of what few containers need (`state`), and there the socket.
 pub const FOLDER: &str = "notify";
 const SOCKET: &str = "notify.sock";
 /// Where the container has the folder.
@@ -42,15 +42,16 @@ pub struct Notify {
 /// The folder that the container will see.
 pub fn make_folder(dir: &Dir) -> Result<()> {
     let mode = rustix::fs::Mode::from_raw_mode(0o755);
-    rustix::fs::mkdirat(dir.fd(), FOLDER, mode).context("make the folder for notifications")?;
+    let more = dir.more()?;
+    rustix::fs::mkdirat(&more, FOLDER, mode).context("make the folder for notifications")?;
     // Whatever the umask is: the container's user must come through.
-    rustix::fs::chmodat(dir.fd(), FOLDER, mode, rustix::fs::AtFlags::empty()).context("chmod it")
+    rustix::fs::chmodat(&more, FOLDER, mode, rustix::fs::AtFlags::empty()).context("chmod it")
 }
 
 impl Notify {
     /// Listen; `None` if the container was made without the folder.
     pub fn listen(dir: &Dir, to: &OsStr) -> Result<Option<Notify>> {
-        let folder = match sys::path::open_host_dir(&dir.path().join(FOLDER)) {
+        let folder = match sys::path::open_host_dir(&dir.more_path().join(FOLDER)) {
             Ok(folder) => folder,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e).context("open the folder for notifications"),

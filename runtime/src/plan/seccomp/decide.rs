@@ -127,8 +127,8 @@ fn ranges(rules: &Rules<'_>, abi: &Abi, chains: &mut Vec<Vec<Link>>) -> Vec<(u32
         Slot::Empty => Decision::Return(rules.default),
     };
     let mut out: Vec<(u32, Decision)> = Vec::with_capacity(256);
-    // What comes after the last one and after the newest is all alike.
-    let end = last.max(newest) + 1;
+    // What comes after the last one, after the newest and after the first (s390) is all alike.
+    let end = last.max(newest).max(1) + 1;
     for slot in 0..SLOTS.min(end) {
         // Mostly a slot is as the one before: but for the two at whose ends the meaning of an empty one changes.
         if slot > 1 && slots[slot] == slots[slot - 1] && slot != newest {

@@ -2,8 +2,10 @@
 //!
 //! In which order do the functions stand in the release binary? Those of the daily work side by side: the kernel maps
 //! 64 KiB around each page that is touched, so a program whose hot functions are scattered becomes resident as a whole.
-//! The lists, of functions and of the constants that they name, are made by `just order`; names that no longer exist are passed over. They need LLD, which is what rustc links
-//! with on x86_64 Linux; `BERTH_NO_ORDER=1` leaves this and the next out, for another linker.
+//! The lists, of functions (symbols.order) and of the constants that they name (layout.ld), are made by `just order`; names
+//! that no longer exist are passed over. The names of most constants carry a hash that changes with the code: make the lists
+//! anew after the last change. They need LLD, which is what rustc links with on x86_64 Linux; `BERTH_NO_ORDER=1` leaves
+//! this and the next out, for another linker.
 //!
 //! Are backtraces quick? The index of the tables for unwinding is left out of the release binary: it aborts on a panic and
 //! searches them, if at all, to print a backtrace. The tables themselves stay: the unwinder aborts without its own.
